@@ -1,0 +1,33 @@
+/**
+ * Element types, named as in the field. Sizes are in bits because four-bit codes exist.
+ *
+ * `f8e4m3` is e4m3fn: no infinities, 0x7F and 0xFF are NaN (OCP 8-bit Floating Point Specification, 1.0).
+ * `f8e8m0` is a bare exponent, 2^(b-127), 255 is NaN (OCP Microscaling Formats Specification, 1.0).
+ */
+export type DType = 'f64' | 'f32' | 'f16' | 'bf16' | 'f8e4m3' | 'f8e5m2' | 'f8e8m0' | 'i64' | 'i32' | 'i16' | 'i8' | 'u8' | 'bool';
+
+const bits: Readonly<Record<DType, number>> = {
+  f64: 64,
+  f32: 32,
+  f16: 16,
+  bf16: 16,
+  f8e4m3: 8,
+  f8e5m2: 8,
+  f8e8m0: 8,
+  i64: 64,
+  i32: 32,
+  i16: 16,
+  i8: 8,
+  u8: 8,
+  bool: 8,
+};
+
+/** Bits of one element. */
+export function bitsOf(dtype: DType): number {
+  return bits[dtype];
+}
+
+/** Bytes of one element. */
+export function bytesOf(dtype: DType): number {
+  return bits[dtype] / 8;
+}
