@@ -18,7 +18,12 @@ export interface MoeBackend<S extends SchemeKey = SchemeKey> extends Backend<S, 
    *
    * @throws whatever reading throws; a {@link MoeError} when the weights contradict the group.
    */
-  readonly pack: (group: ExpertGroupSpec, rule: ExpertSupportRule<S>, weights: ExpertWeights<S>, context: PackContext) => Promise<PackedWeights>;
+  readonly pack: (
+    group: ExpertGroupSpec,
+    rule: ExpertSupportRule<S>,
+    weights: ExpertWeights<S>,
+    context: PackContext,
+  ) => Promise<PackedWeights>;
   /** The inverse: one expert in the checkpoint's format, bit for bit. Checks and simulation read through it. */
   readonly unpack: (group: ExpertGroupSpec, packed: PackedWeights, slot: number) => ExpertMatrices<S>;
 }
@@ -27,7 +32,12 @@ export interface MoeBackend<S extends SchemeKey = SchemeKey> extends Backend<S, 
 export interface LinearBackend<S extends SchemeKey = SchemeKey> extends Backend<S, LinearSpec, LinearSupportRule<S>> {
   readonly kind: 'linear';
   /** As {@link MoeBackend.pack}; fused modules arrive as several matrices, each with its own scales, in row order. */
-  readonly pack: (linear: LinearSpec, rule: LinearSupportRule<S>, weights: LinearWeights<S>, context: PackContext) => Promise<PackedWeights>;
+  readonly pack: (
+    linear: LinearSpec,
+    rule: LinearSupportRule<S>,
+    weights: LinearWeights<S>,
+    context: PackContext,
+  ) => Promise<PackedWeights>;
   /** The inverse: all modules of the linear. */
   readonly unpack: (linear: LinearSpec, packed: PackedWeights) => readonly SchemeRegistry[S][];
 }
@@ -109,9 +119,7 @@ export type DeviceSupport =
   /** `sm`: compute capabilities as major * 10 + minor; a list of exact ones or an interval. */
   | { readonly type: 'cuda'; readonly sm: readonly number[] | Range };
 
-export type ActivationSupport =
-  | { readonly type: 'silu' }
-  | { readonly type: 'swiglu'; readonly alpha: Range; readonly limit: Range };
+export type ActivationSupport = { readonly type: 'silu' } | { readonly type: 'swiglu'; readonly alpha: Range; readonly limit: Range };
 
 /** One reason for a no. `dimension` says which part of the rule; `message` is a sentence that a person can act on. */
 export interface Refusal {

@@ -14,7 +14,7 @@ export const pocketDictionary = join(repositoryRoot, 'models/pocket-dictionary')
  */
 export function fixtureFolders(): string[] {
   const byName = new Map<string, string>();
-  for (const root of [join(repositoryRoot, 'test/fixtures'), process.env['MOE_FIXTURES']]) {
+  for (const root of [join(repositoryRoot, 'test/fixtures'), process.env.MOE_FIXTURES]) {
     if (root === undefined || !existsSync(root)) continue;
     for (const name of readdirSync(root)) {
       if (existsSync(join(root, name, 'reference.json'))) byName.set(name, join(root, name));
