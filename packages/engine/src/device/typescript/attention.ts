@@ -1,0 +1,100 @@
+import type { AttentionCommand, KvCacheLayer, KvStoreCommand } from '../commands.js';
+import type { StepLimits } from '../step-inputs.js';
+import type { KvStorage } from './kv-storage.js';
+import { openKvStorage } from './kv-storage.js';
+import type { Operator } from './operator.js';
+import { floatsOf, numSequencesOf, numTokensOf } from './operator.js';
+
+export function kvStore(command: KvStoreCommand, limits: StepLimits): Operator {
+  const { rowWidth, keyOffset, valueOffset, cache } = command;
+  const { numKvHeads, headDim, blockSize } = cache;
+  const tensor = floatsOf(command.tensor, limits.maxNumTokens * rowWidth, 'The tensor of kvStore');
+  const keys = openKvStorage(cache, 'keys');
+  const values = openKvStorage(cache, 'values');
+  return (inputs) => {
+    const numTokens = numTokensOf(inputs);
+    for (let t = 0; t < numTokens; t++) {
+      const slot = inputs.slots[t] ?? 0;
+      for (let head = 0; head < numKvHeads; head++) {
+        const start = elementOf(cache, Math.floor(slot / blockSize), head, slot % blockSize);
+        const row = t * rowWidth + head * headDim;
+        for (let i = 0; i < headDim; i++) {
+          keys.write(start + i, tensor[row + keyOffset + i] as number);
+          values.write(start + i, tensor[row + valueOffset + i] as number);
+        }
+      }
+    }
+  };
+}
+
+export function attention(command: AttentionCommand, limits: StepLimits): Operator {
+  const { rowWidth, queryOffset, numHeads, scale, cache, slidingWindow } = command;
+  const { numKvHeads, headDim } = cache;
+  const queries = floatsOf(command.queries, limits.maxNumTokens * rowWidth, 'The queries of attention');
+  const output = floatsOf(command.output, limits.maxNumTokens * numHeads * headDim, 'The output of attention');
+  const sinks = command.sinks && floatsOf(command.sinks, numHeads, 'The sinks of attention');
+  const keys = openKvStorage(cache, 'keys');
+  const values = openKvStorage(cache, 'values');
+  const queriesPerKvHead = numHeads / numKvHeads;
+  return (inputs) => {
+    const numSequences = numSequencesOf(inputs);
+    for (let sequence = 0; sequence < numSequences; sequence++) {
+      const blocks = inputs.blockTables.subarray(sequence * limits.maxBlocksPerSeq, (sequence + 1) * limits.maxBlocksPerSeq);
+      const end = inputs.queryStarts[sequence + 1] ?? 0;
+      for (let t = inputs.queryStarts[sequence] ?? 0; t < end; t++) {
+        const position = inputs.positions[t] ?? 0;
+        const first = slidingWindow > 0 ? Math.max(0, position - slidingWindow + 1) : 0;
+        for (let head = 0; head < numHeads; head++) {
+          const kvHead = Math.floor(head / queriesPerKvHead);
+          const query = queries.subarray(t * rowWidth + queryOffset + head * headDim, t * rowWidth + queryOffset + (head + 1) * headDim);
+          const out = output.subarray((t * numHeads + head) * headDim, (t * numHeads + head + 1) * headDim);
+          attend(query, { cache, keys, values, blocks, kvHead, first, last: position }, scale, sinks?.[head], out);
+        }
+      }
+    }
+  };
+}
+
+/** What one query may look at: positions `first` to `last` of one key/value head of one sequence. */
+interface Context {
+  readonly cache: KvCacheLayer;
+  readonly keys: KvStorage;
+  readonly values: KvStorage;
+  /** KV blocks of the sequence, from position 0 on. */
+  readonly blocks: Int32Array;
+  readonly kvHead: number;
+  readonly first: number;
+  readonly last: number;
+}
+
+function attend(query: Float32Array, context: Context, scale: number, sink: number | undefined, output: Float32Array): void {
+  const { keys, values, first, last } = context;
+  const scores = new Float64Array(last - first + 1);
+  let maximum = sink ?? -Infinity;
+  for (let position = first; position <= last; position++) {
+    const start = startOf(context, position);
+    let dot = 0;
+    for (let i = 0; i < query.length; i++) dot += (query[i] as number) * keys.read(start + i);
+    scores[position - first] = dot * scale;
+    maximum = Math.max(maximum, dot * scale);
+  }
+  let denominator = sink === undefined ? 0 : Math.exp(sink - maximum);
+  const sums = new Float64Array(query.length);
+  for (let position = first; position <= last; position++) {
+    const weight = Math.exp((scores[position - first] as number) - maximum);
+    denominator += weight;
+    const start = startOf(context, position);
+    for (let i = 0; i < sums.length; i++) sums[i] = (sums[i] as number) + weight * values.read(start + i);
+  }
+  for (let i = 0; i < sums.length; i++) output[i] = (sums[i] as number) / denominator;
+}
+
+function startOf({ cache, blocks, kvHead }: Context, position: number): number {
+  const block = blocks[Math.floor(position / cache.blockSize)] ?? 0;
+  return elementOf(cache, block, kvHead, position % cache.blockSize);
+}
+
+/** First element of one head's vector: the cache is [numBlocks, numKvHeads, blockSize, headDim]. */
+function elementOf({ numKvHeads, blockSize, headDim }: KvCacheLayer, block: number, head: number, offset: number): number {
+  return ((block * numKvHeads + head) * blockSize + offset) * headDim;
+}

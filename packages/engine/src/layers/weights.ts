@@ -1,0 +1,31 @@
+import type { ExpertGroupSpec, Kernel, LinearSpec } from '@moe-server/core';
+import type { BufferRef } from '../device/commands.js';
+
+/**
+ * Where layers get their weights from, by module and tensor name. Everything that it returns lives on the device, as long as the
+ * model. Reads happen in the order of the calls, so that a model that loads layer by layer reads its files once, front to back.
+ */
+export interface WeightSource {
+  /** [length] f32, from any float type. */
+  readonly vector: (name: string, length: number) => Promise<BufferRef>;
+  /** [rows, columns] f32, from any float type. */
+  readonly matrix: (name: string, rows: number, columns: number) => Promise<BufferRef>;
+  /** [rows, columns] bf16; wider types are rounded. */
+  readonly table: (name: string, rows: number, columns: number) => Promise<BufferRef>;
+  /** The kernel for these modules, which share their input and are one linear of the plan. */
+  readonly linear: (modules: readonly string[]) => Promise<BoundLinear>;
+  /** The kernels for a layer's routed experts, one per group, in the plan's order. */
+  readonly experts: (module: string) => Promise<readonly BoundExperts[]>;
+  /** Memory for what is computed and not read. */
+  readonly constant: (label: string, values: Float32Array | Int32Array) => BufferRef;
+}
+
+export interface BoundLinear {
+  readonly spec: LinearSpec;
+  readonly kernel: Kernel;
+}
+
+export interface BoundExperts {
+  readonly group: ExpertGroupSpec;
+  readonly kernel: Kernel;
+}
