@@ -168,12 +168,42 @@ export function schemeFamily(key: string): string {
 
 const none: InputQuantization = { type: 'none' };
 const builtIn: readonly Omit<SchemeInfo, 'family'>[] = [
-  { key: 'nvfp4.w4a4', bitsPerWeight: 4.5, groupColumns: 16, input: { type: 'nvfp4', globalScale: 'static' }, summary: 'NVFP4 weights and inputs' },
+  {
+    key: 'nvfp4.w4a4',
+    bitsPerWeight: 4.5,
+    groupColumns: 16,
+    input: { type: 'nvfp4', globalScale: 'static' },
+    summary: 'NVFP4 weights and inputs',
+  },
   { key: 'nvfp4.w4a16', bitsPerWeight: 4.5, groupColumns: 16, input: none, summary: 'NVFP4 weights, inputs of 16 bits' },
-  { key: 'fp8.tensor.static', bitsPerWeight: 8, groupColumns: 1, input: { type: 'fp8', granularity: 'tensor', scale: 'static' }, summary: 'FP8 weights with one scale, inputs with a calibrated scale' },
-  { key: 'fp8.tensor.dynamic', bitsPerWeight: 8, groupColumns: 1, input: { type: 'fp8', granularity: 'token', scale: 'dynamic' }, summary: 'FP8 weights with one scale, inputs scaled per token' },
-  { key: 'fp8.channel', bitsPerWeight: 8, groupColumns: 1, input: { type: 'fp8', granularity: 'token', scale: 'dynamic' }, summary: 'FP8 weights with a scale per row, inputs scaled per token' },
-  { key: 'fp8.block128', bitsPerWeight: 8, groupColumns: 1, input: { type: 'fp8', granularity: 'group128', scale: 'dynamic' }, summary: 'FP8 weights in blocks of 128x128, inputs scaled per 128' },
+  {
+    key: 'fp8.tensor.static',
+    bitsPerWeight: 8,
+    groupColumns: 1,
+    input: { type: 'fp8', granularity: 'tensor', scale: 'static' },
+    summary: 'FP8 weights with one scale, inputs with a calibrated scale',
+  },
+  {
+    key: 'fp8.tensor.dynamic',
+    bitsPerWeight: 8,
+    groupColumns: 1,
+    input: { type: 'fp8', granularity: 'token', scale: 'dynamic' },
+    summary: 'FP8 weights with one scale, inputs scaled per token',
+  },
+  {
+    key: 'fp8.channel',
+    bitsPerWeight: 8,
+    groupColumns: 1,
+    input: { type: 'fp8', granularity: 'token', scale: 'dynamic' },
+    summary: 'FP8 weights with a scale per row, inputs scaled per token',
+  },
+  {
+    key: 'fp8.block128',
+    bitsPerWeight: 8,
+    groupColumns: 1,
+    input: { type: 'fp8', granularity: 'group128', scale: 'dynamic' },
+    summary: 'FP8 weights in blocks of 128x128, inputs scaled per 128',
+  },
   { key: 'mxfp4.w4a16', bitsPerWeight: 4.25, groupColumns: 32, input: none, summary: 'MXFP4 weights, inputs of 16 bits' },
   { key: 'bf16', bitsPerWeight: 16, groupColumns: 1, input: none, summary: 'bfloat16 weights' },
   { key: 'f16', bitsPerWeight: 16, groupColumns: 1, input: none, summary: 'half precision weights' },

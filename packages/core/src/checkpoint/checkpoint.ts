@@ -1,0 +1,233 @@
+import { MoeError } from '../errors.js';
+import { bf16ToFloat32 } from '../quant/bf16.js';
+import { f16ToFloat32 } from '../quant/f16.js';
+import { isRecord } from './json-scan.js';
+import { checkIsFolder, configFile, findWeightFiles, indexFile, readJson } from './model-folder.js';
+import type { TensorInfo } from './safetensors.js';
+import { readSafetensorsHeader, safetensorsDtypeName } from './safetensors.js';
+import { ShardFile } from './shard-file.js';
+
+/** {@link Checkpoint.readMany} reads across gaps up to this size rather than make another call. */
+const maxGapBytes = 64 * 1024;
+
+/**
+ * A model folder in the Hugging Face layout: config.json and safetensors, whole or in shards. Opening it reads the configuration and
+ * the headers, no weights; reading is by position, into memory of the caller's own. Each tensor is found on its own: a module's weight
+ * and its scales may lie in different files.
+ */
+export class Checkpoint {
+  /** Path as it was given. */
+  readonly directory: string;
+  /** config.json. */
+  readonly config: Readonly<Record<string, unknown>>;
+  /** hf_quant_config.json, where older modelopt exports write their scheme. */
+  readonly hfQuantConfig: unknown;
+  readonly #shards: ReadonlyMap<string, ShardFile>;
+  readonly #tensors: ReadonlyMap<string, TensorInfo>;
+
+  private constructor(
+    directory: string,
+    config: Readonly<Record<string, unknown>>,
+    hfQuantConfig: unknown,
+    shards: ReadonlyMap<string, ShardFile>,
+    tensors: ReadonlyMap<string, TensorInfo>,
+  ) {
+    this.directory = directory;
+    this.config = config;
+    this.hfQuantConfig = hfQuantConfig;
+    this.#shards = shards;
+    this.#tensors = tensors;
+  }
+
+  /**
+   * Opens a model folder. The caller closes it.
+   *
+   * @throws {MoeError} MOE_CHECKPOINT_NOT_FOUND, _CONFIG, _INDEX, _HEADER or _READ, naming the file and the tensor or field.
+   */
+  static async open(directory: string): Promise<Checkpoint> {
+    await checkIsFolder(directory);
+    const config = await readJson(directory, configFile);
+    if (config === undefined) {
+      throw new MoeError(
+        'MOE_CHECKPOINT_NOT_FOUND',
+        `${directory} has no ${configFile}. Expected a model folder in the Hugging Face layout.`,
+        {
+          directory,
+          file: configFile,
+        },
+      );
+    }
+    if (!isRecord(config)) throw new MoeError('MOE_CHECKPOINT_CONFIG', `${configFile}: expected a JSON object.`, { file: configFile });
+    const hfQuantConfig = await readJson(directory, 'hf_quant_config.json');
+    const { files, fileOf } = await findWeightFiles(directory);
+    const shards = new Map<string, ShardFile>();
+    try {
+      const tensors = new Map<string, TensorInfo>();
+      for (const name of files) {
+        const shard = await ShardFile.open(directory, name);
+        shards.set(name, shard);
+        addTensors(tensors, await readSafetensorsHeader(shard), fileOf);
+      }
+      if (fileOf !== undefined) checkIndex(tensors, fileOf);
+      return new Checkpoint(directory, config, hfQuantConfig, shards, tensors);
+    } catch (error) {
+      await closeAll(shards.values());
+      throw error;
+    }
+  }
+
+  /** Names of all tensors. */
+  names(): Iterable<string> {
+    return this.#tensors.keys();
+  }
+
+  get numTensors(): number {
+    return this.#tensors.size;
+  }
+
+  has(name: string): boolean {
+    return this.#tensors.has(name);
+  }
+
+  /** Where a tensor lies, or undefined. */
+  find(name: string): TensorInfo | undefined {
+    return this.#tensors.get(name);
+  }
+
+  /** @throws {MoeError} MOE_CHECKPOINT_TENSOR when there is none of that name. */
+  tensor(name: string): TensorInfo {
+    const info = this.#tensors.get(name);
+    if (info === undefined) {
+      throw new MoeError('MOE_CHECKPOINT_TENSOR', `The checkpoint ${this.directory} has no tensor ${name}.`, {
+        directory: this.directory,
+        tensor: name,
+      });
+    }
+    return info;
+  }
+
+  /**
+   * All bytes of a tensor, row-major, little-endian. The buffer belongs to the caller and starts at byte 0 of its ArrayBuffer, so that
+   * typed arrays of any element type can be laid over it.
+   *
+   * @throws {MoeError} MOE_CHECKPOINT_TENSOR, MOE_CHECKPOINT_READ
+   */
+  async read(name: string): Promise<Uint8Array<ArrayBuffer>> {
+    const { file, begin, end } = this.tensor(name);
+    return this.#shard(file).read(begin, end - begin);
+  }
+
+  /**
+   * Several tensors at once, in the order of `names`; as {@link read} for each, but neighbours in a file share a system call. A checkpoint
+   * with every expert apart has more than 10^5 tensors, most of them scalars that lie side by side.
+   */
+  async readMany(names: readonly string[]): Promise<Uint8Array<ArrayBuffer>[]> {
+    const wanted = names.map((name, position) => ({ position, info: this.tensor(name) }));
+    wanted.sort((a, b) => (a.info.file === b.info.file ? a.info.begin - b.info.begin : a.info.file < b.info.file ? -1 : 1));
+    const out = new Array<Uint8Array<ArrayBuffer>>(names.length);
+    for (let first = 0; first < wanted.length;) {
+      const { file, begin } = (wanted[first] as (typeof wanted)[number]).info;
+      let next = first;
+      let end = begin;
+      for (; next < wanted.length; next++) {
+        const { info } = wanted[next] as (typeof wanted)[number];
+        if (info.file !== file || info.begin > end + maxGapBytes) break;
+        end = Math.max(end, info.end);
+      }
+      const bytes = await this.#shard(file).read(begin, end - begin);
+      for (const { position, info } of wanted.slice(first, next)) {
+        out[position] = next - first === 1 ? bytes : bytes.slice(info.begin - begin, info.end - begin);
+      }
+      first = next;
+    }
+    return out;
+  }
+
+  /** Rows firstRow .. firstRow + numRows − 1 along the first dimension; as {@link read}. */
+  async readRows(name: string, firstRow: number, numRows: number): Promise<Uint8Array<ArrayBuffer>> {
+    const { file, begin, end, shape } = this.tensor(name);
+    const rows = shape[0] ?? 0;
+    if (!Number.isInteger(firstRow) || !Number.isInteger(numRows) || firstRow < 0 || numRows < 0 || firstRow + numRows > rows) {
+      throw new MoeError(
+        'MOE_INTERNAL',
+        `Rows ${String(firstRow)} to ${String(firstRow + numRows)} of tensor ${name} were asked for; its shape is [${shape.join(', ')}].`,
+        { tensor: name, firstRow, numRows },
+      );
+    }
+    const rowBytes = rows === 0 ? 0 : (end - begin) / rows;
+    return this.#shard(file).read(begin + firstRow * rowBytes, numRows * rowBytes);
+  }
+
+  /** Values of an F32, BF16 or F16 tensor. */
+  async readFloat32(name: string): Promise<Float32Array> {
+    const { dtype, file } = this.tensor(name);
+    const bytes = await this.read(name);
+    if (dtype === 'f32') return new Float32Array(bytes.buffer);
+    if (dtype === 'bf16') return bf16ToFloat32(new Uint16Array(bytes.buffer));
+    if (dtype === 'f16') return f16ToFloat32(new Uint16Array(bytes.buffer));
+    throw new MoeError('MOE_CHECKPOINT_TENSOR', `${file}: tensor ${name}: expected F32, BF16 or F16, got ${safetensorsDtypeName(dtype)}.`, {
+      file,
+      tensor: name,
+      expected: ['f32', 'bf16', 'f16'],
+      actual: dtype,
+    });
+  }
+
+  /**
+   * Another JSON file of the folder (generation_config.json, …), undefined when there is none.
+   *
+   * @throws {MoeError} MOE_CHECKPOINT_CONFIG
+   */
+  async json(file: string): Promise<unknown> {
+    return readJson(this.directory, file);
+  }
+
+  /** Bytes of all tensors. */
+  get weightBytes(): number {
+    let sum = 0;
+    for (const { begin, end } of this.#tensors.values()) sum += end - begin;
+    return sum;
+  }
+
+  /** Closes the files; reads afterwards fail. */
+  async close(): Promise<void> {
+    await closeAll(this.#shards.values());
+  }
+
+  #shard(file: string): ShardFile {
+    return this.#shards.get(file) as ShardFile;
+  }
+}
+
+async function closeAll(shards: Iterable<ShardFile>): Promise<void> {
+  await Promise.all(Array.from(shards, async (shard) => shard.close()));
+}
+
+/** A tensor that the index puts into another file is left out here, and one that the index does not list is taken from where it is. */
+function addTensors(tensors: Map<string, TensorInfo>, found: readonly TensorInfo[], fileOf: ReadonlyMap<string, string> | undefined): void {
+  for (const info of found) {
+    const listed = fileOf?.get(info.name);
+    if (listed !== undefined && listed !== info.file) continue;
+    const other = tensors.get(info.name);
+    if (other !== undefined) {
+      throw new MoeError(
+        'MOE_CHECKPOINT_INDEX',
+        `${indexFile}: tensor ${info.name} is not listed, and both ${other.file} and ${info.file} hold one of that name.`,
+        { file: indexFile, tensor: info.name },
+      );
+    }
+    tensors.set(info.name, info);
+  }
+}
+
+function checkIndex(tensors: ReadonlyMap<string, TensorInfo>, fileOf: ReadonlyMap<string, string>): void {
+  for (const [name, file] of fileOf) {
+    if (tensors.get(name)?.file !== file) {
+      throw new MoeError('MOE_CHECKPOINT_INDEX', `${indexFile}: tensor ${name} should lie in ${file}, but that file does not hold it.`, {
+        file: indexFile,
+        tensor: name,
+        expected: file,
+      });
+    }
+  }
+}
