@@ -27,7 +27,6 @@ export interface ModelConfig {
   readonly slidingWindow: number;
   /** Positions the model can tell apart, with RoPE scaling counted in. */
   readonly maxContextLength: number;
-  readonly tieWordEmbeddings: boolean;
   /** Layers with a dense MLP in place of experts, ascending. */
   readonly denseLayers: readonly number[];
   /** Inner width of those. */
@@ -126,7 +125,6 @@ export function parseModelConfig(config: Readonly<Record<string, unknown>>, gene
     rope,
     slidingWindow: family.slidingWindow(fields),
     maxContextLength: maxContextLengthOf(rope.scaling, maxPositions),
-    tieWordEmbeddings: fields.boolean('tie_word_embeddings', false),
     denseLayers: family.denseLayers(fields, numLayers),
     intermediateSize: fields.count('intermediate_size'),
     bosTokenId: fields.optionalNumber('bos_token_id'),

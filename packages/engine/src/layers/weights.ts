@@ -12,7 +12,7 @@ export interface WeightSource {
   readonly matrix: (name: string, rows: number, columns: number) => Promise<BufferRef>;
   /** [rows, columns] bf16; wider types are rounded. */
   readonly table: (name: string, rows: number, columns: number) => Promise<BufferRef>;
-  /** The kernel for these modules, which share their input and are one linear of the plan. */
+  /** The kernel for these modules, which share their input and are one linear of the plan; `lm_head` is also the tied one. */
   readonly linear: (modules: readonly string[]) => Promise<BoundLinear>;
   /** The kernels for a layer's routed experts, one per group, in the plan's order. */
   readonly experts: (module: string) => Promise<readonly BoundExperts[]>;

@@ -33,13 +33,14 @@ export class DecoderModel implements Model {
     maxPositions: number,
     loadLayer: (layer: number, rope: Rope) => Promise<DecoderLayer>,
   ): Promise<DecoderModel> {
-    const { vocabSize, hiddenSize, headDim, rmsNormEps, numLayers, tieWordEmbeddings } = config;
+    const { vocabSize, hiddenSize, headDim, rmsNormEps, numLayers } = config;
     const embedding = await Embedding.load(weights, 'model.embed_tokens', vocabSize, hiddenSize);
     const rope = Rope.create(weights, config.rope, headDim, maxPositions);
     const layers: DecoderLayer[] = [];
     for (let layer = 0; layer < numLayers; layer++) layers.push(await loadLayer(layer, rope));
     const norm = await RmsNorm.load(weights, 'model.norm', hiddenSize, rmsNormEps);
-    const lmHead = await Linear.load(weights, tieWordEmbeddings ? 'model.embed_tokens' : 'lm_head');
+    // Of models that tie it to the embedding, the plan has it under this name too.
+    const lmHead = await Linear.load(weights, 'lm_head');
     return new DecoderModel(config, embedding, layers, norm, lmHead);
   }
 
@@ -61,6 +62,7 @@ export class DecoderModel implements Model {
 
 function layerOf(cache: readonly KvCacheLayer[], layer: number): KvCacheLayer {
   const found = cache[layer];
-  if (found === undefined) throw new MoeError('MOE_INTERNAL', `The KV cache has no layer ${String(layer)}; it has ${String(cache.length)}.`);
+  if (found === undefined)
+    throw new MoeError('MOE_INTERNAL', `The KV cache has no layer ${String(layer)}; it has ${String(cache.length)}.`);
   return found;
 }
