@@ -1,5 +1,4 @@
-import { MoeError } from '@moe-server/core';
-import { ConfigFields } from './config-fields.js';
+import { ConfigReader, MoeError, sane } from '@moe-server/core';
 
 /** Architectures that can run, as config.json names them in `architectures`. */
 export const supportedArchitectures = ['Qwen3MoeForCausalLM', 'MixtralForCausalLM'] as const;
@@ -29,8 +28,6 @@ export interface ModelConfig {
   readonly maxContextLength: number;
   /** Layers with a dense MLP in place of experts, ascending. */
   readonly denseLayers: readonly number[];
-  /** Inner width of those. */
-  readonly intermediateSize: number;
   readonly bosTokenId: number | undefined;
   /** Any of these ends a generation. */
   readonly eosTokenIds: readonly number[];
@@ -92,29 +89,30 @@ export async function readModelConfig(checkpoint: ConfigSource): Promise<ModelCo
   return parseModelConfig(checkpoint.config, await checkpoint.json('generation_config.json'));
 }
 
-/** As {@link readModelConfig}, from parsed JSON; `generationConfig` is undefined where there is no such file. */
+/** As {@link readModelConfig}, from parsed JSON; what of `generationConfig` is not an object counts as absent. */
 export function parseModelConfig(config: Readonly<Record<string, unknown>>, generationConfig: unknown): ModelConfig {
-  const architecture = architectureOf(config);
-  const fields = new ConfigFields('config.json', config);
-  const generation = new ConfigFields('generation_config.json', generationConfig);
+  const fields = ConfigReader.of(config);
+  const generation = ConfigReader.of(isRecord(generationConfig) ? generationConfig : {}, 'generation_config.json');
+  const architecture = architectureOf(fields);
+  const family = families[architecture];
   if (fields.boolean('attention_bias', false)) {
     throw unsupported(architecture, 'attention_bias', true, 'attention projections with a bias');
   }
   const activation = fields.string('hidden_act', 'silu');
   if (activation !== 'silu') throw unsupported(architecture, 'hidden_act', activation, 'an activation other than "silu"');
-  const hiddenSize = fields.count('hidden_size');
-  const numHeads = fields.count('num_attention_heads');
-  const numKvHeads = fields.count('num_key_value_heads');
-  const numLayers = fields.count('num_hidden_layers');
-  const headDim = fields.optionalCount('head_dim') ?? hiddenSize / numHeads;
-  if (numHeads % numKvHeads !== 0) throw fields.invalid('num_key_value_heads', `a divisor of num_attention_heads (${String(numHeads)})`);
-  if (!Number.isInteger(headDim) || headDim % 2 !== 0) throw fields.invalid('head_dim', 'an even number');
-  const maxPositions = fields.count('max_position_embeddings');
-  const family = families[architecture];
+  const hiddenSize = fields.integer('hidden_size', sane.hiddenSize);
+  const numHeads = fields.integer('num_attention_heads', sane.heads);
+  const numKvHeads = fields.integer('num_key_value_heads', sane.heads, numHeads);
+  const numLayers = fields.integer('num_hidden_layers', sane.layers);
+  const headDim = fields.optionalInteger('head_dim', sane.headDim) ?? hiddenSize / numHeads;
+  if (numHeads % numKvHeads !== 0)
+    throw fields.error('num_key_value_heads', `a divisor of num_attention_heads (${String(numHeads)})`, numKvHeads);
+  if (headDim % 2 !== 0) throw fields.error('head_dim', 'an even number, because the rotary embedding turns pairs', headDim);
+  const maxPositions = fields.integer('max_position_embeddings', sane.positions);
   const rope = parseRope(fields, architecture, maxPositions, family.defaultRopeTheta);
   return {
     architecture,
-    vocabSize: fields.count('vocab_size'),
+    vocabSize: fields.integer('vocab_size', sane.vocabulary),
     hiddenSize,
     numLayers,
     numHeads,
@@ -126,85 +124,82 @@ export function parseModelConfig(config: Readonly<Record<string, unknown>>, gene
     slidingWindow: family.slidingWindow(fields),
     maxContextLength: maxContextLengthOf(rope.scaling, maxPositions),
     denseLayers: family.denseLayers(fields, numLayers),
-    intermediateSize: fields.count('intermediate_size'),
-    bosTokenId: fields.optionalNumber('bos_token_id'),
-    eosTokenIds: generation.wholeNumbers('eos_token_id') ?? fields.wholeNumbers('eos_token_id') ?? [],
+    bosTokenId: fields.optionalInteger('bos_token_id', tokenId),
+    eosTokenIds: tokenIds(generation, 'eos_token_id') ?? tokenIds(fields, 'eos_token_id') ?? [],
     samplingDefaults: {
-      temperature: generation.boolean('do_sample', true) ? generation.optionalNumber('temperature') : 0,
-      topK: generation.optionalNumber('top_k'),
-      topP: generation.optionalNumber('top_p'),
-      minP: generation.optionalNumber('min_p'),
-      repetitionPenalty: generation.optionalNumber('repetition_penalty'),
-      maxTokens: generation.optionalNumber('max_new_tokens'),
+      temperature: generation.boolean('do_sample', true) ? optionalNumber(generation, 'temperature') : 0,
+      topK: optionalNumber(generation, 'top_k'),
+      topP: optionalNumber(generation, 'top_p'),
+      minP: optionalNumber(generation, 'min_p'),
+      repetitionPenalty: optionalNumber(generation, 'repetition_penalty'),
+      maxTokens: optionalNumber(generation, 'max_new_tokens'),
     },
   };
 }
 
-function architectureOf(config: Readonly<Record<string, unknown>>): Architecture {
-  const { architectures } = config;
-  const architecture: unknown = Array.isArray(architectures) ? architectures[0] : undefined;
-  if (typeof architecture !== 'string') {
-    throw new MoeError(
-      'MOE_CHECKPOINT_CONFIG',
-      'config.json has no "architectures" with the name of the model class, so it is not known what to run.',
-      {
-        file: 'config.json',
-        field: 'architectures',
-      },
-    );
-  }
-  const known = supportedArchitectures.find((name) => name === architecture);
+function architectureOf(fields: ConfigReader): Architecture {
+  const modelType = fields.optionalString('model_type');
+  const name = fields.optionalStrings('architectures')?.[0];
+  const known = supportedArchitectures.find((candidate) =>
+    name === undefined ? families[candidate].modelType === modelType : candidate === name,
+  );
   if (known !== undefined) return known;
+  const architecture = name ?? `of model_type "${modelType ?? ''}"`;
   throw new MoeError(
     'MOE_UNSUPPORTED_ARCHITECTURE',
     `The architecture ${architecture} cannot run yet. Supported are ${supportedArchitectures.join(' and ')}.`,
-    { architecture, supported: supportedArchitectures },
+    { file: fields.file, field: 'architectures', architecture, supported: supportedArchitectures },
   );
 }
 
 /** Where the families differ. Defaults are those of the configuration classes in transformers. */
 interface Family {
+  readonly modelType: string;
   readonly hasQkNorm: boolean;
   readonly defaultRopeTheta: number;
   readonly defaultRmsNormEps: number;
-  readonly slidingWindow: (fields: ConfigFields) => number;
-  readonly denseLayers: (fields: ConfigFields, numLayers: number) => number[];
+  readonly slidingWindow: (fields: ConfigReader) => number;
+  readonly denseLayers: (fields: ConfigReader, numLayers: number) => number[];
 }
 
 const families: Readonly<Record<Architecture, Family>> = {
   Qwen3MoeForCausalLM: {
+    modelType: 'qwen3_moe',
     hasQkNorm: true,
     defaultRopeTheta: 10_000,
     defaultRmsNormEps: 1e-6,
-    slidingWindow: (fields) => (fields.boolean('use_sliding_window', false) ? (fields.optionalNumber('sliding_window') ?? 0) : 0),
+    slidingWindow: (fields) => (fields.boolean('use_sliding_window', false) ? fields.integer('sliding_window', sane.positions, 0) : 0),
     denseLayers: (fields, numLayers) => {
-      const sparseStep = fields.optionalCount('decoder_sparse_step') ?? 1;
-      const mlpOnly = fields.wholeNumbers('mlp_only_layers') ?? [];
+      const sparseStep = fields.integer('decoder_sparse_step', sane.layers, 1);
+      const mlpOnly = fields.integers('mlp_only_layers');
       return [...Array(numLayers).keys()].filter((layer) => mlpOnly.includes(layer) || (layer + 1) % sparseStep !== 0);
     },
   },
   MixtralForCausalLM: {
+    modelType: 'mixtral',
     hasQkNorm: false,
     defaultRopeTheta: 1_000_000,
     defaultRmsNormEps: 1e-5,
-    slidingWindow: (fields) => fields.optionalNumber('sliding_window') ?? 0,
+    slidingWindow: (fields) => fields.integer('sliding_window', sane.positions, 0),
     denseLayers: () => [],
   },
 };
 
-/** Old: `rope_theta` and `rope_scaling` {rope_type or type}. New: both in `rope_parameters`. */
-function parseRope(fields: ConfigFields, architecture: Architecture, maxPositions: number, defaultTheta: number): RopeConfig {
-  const parameters = fields.optionalRecord('rope_parameters');
-  const scalingFields = parameters ?? fields.optionalRecord('rope_scaling');
-  const theta = parameters?.optionalNumber('rope_theta') ?? fields.number('rope_theta', defaultTheta);
-  const partial = parameters?.optionalNumber('partial_rotary_factor') ?? fields.number('partial_rotary_factor', 1);
+function parseRope(fields: ConfigReader, architecture: Architecture, maxPositions: number, defaultTheta: number): RopeConfig {
+  const parameters = fields.ropeParameters();
+  const partial =
+    parameters?.has('partial_rotary_factor') === true
+      ? parameters.number('partial_rotary_factor')
+      : fields.number('partial_rotary_factor', 1);
   if (partial !== 1) throw unsupported(architecture, 'partial_rotary_factor', partial, 'a rotary embedding on a part of each head');
-  return { theta, scaling: scalingFields === undefined ? { type: 'default' } : parseScaling(scalingFields, architecture, maxPositions) };
+  const scaling: RopeScaling = parameters === undefined ? { type: 'default' } : parseScaling(parameters, architecture, maxPositions);
+  return { theta: fields.ropeTheta(defaultTheta), scaling };
 }
 
-function parseScaling(fields: ConfigFields, architecture: Architecture, maxPositions: number): RopeScaling {
+function parseScaling(fields: ConfigReader, architecture: Architecture, maxPositions: number): RopeScaling {
+  // `type` in files from before transformers 4.45.
   const type = fields.string('rope_type', fields.string('type', 'default'));
-  const originalMaxPositions = fields.optionalCount('original_max_position_embeddings') ?? maxPositions;
+  const originalMaxPositions = fields.integer('original_max_position_embeddings', sane.positions, maxPositions);
   switch (type) {
     case 'default':
       return { type };
@@ -219,15 +214,15 @@ function parseScaling(fields: ConfigFields, architecture: Architecture, maxPosit
         originalMaxPositions,
       };
     case 'yarn': {
-      const factor = fields.optionalNumber('factor') ?? maxPositions / originalMaxPositions;
+      const factor = fields.number('factor', maxPositions / originalMaxPositions);
       return {
         type,
         factor,
         originalMaxPositions,
-        betaFast: fields.optionalNumber('beta_fast') ?? 32,
-        betaSlow: fields.optionalNumber('beta_slow') ?? 1,
+        betaFast: fields.number('beta_fast', 32),
+        betaSlow: fields.number('beta_slow', 1),
         truncate: fields.boolean('truncate', true),
-        attentionFactor: fields.optionalNumber('attention_factor') ?? yarnAttentionFactor(fields, factor),
+        attentionFactor: optionalNumber(fields, 'attention_factor') ?? yarnAttentionFactor(fields, factor),
       };
     }
     default:
@@ -236,11 +231,11 @@ function parseScaling(fields: ConfigFields, architecture: Architecture, maxPosit
 }
 
 /** Peng et al. 2023, equation 22; with `mscale` and `mscale_all_dim` as DeepSeek's models extend it. */
-function yarnAttentionFactor(fields: ConfigFields, factor: number): number {
+function yarnAttentionFactor(fields: ConfigReader, factor: number): number {
   const magnitude = (mscale: number): number => (factor <= 1 ? 1 : 0.1 * mscale * Math.log(factor) + 1);
-  const mscale = fields.optionalNumber('mscale');
-  const mscaleAllDim = fields.optionalNumber('mscale_all_dim');
-  return mscale && mscaleAllDim ? magnitude(mscale) / magnitude(mscaleAllDim) : magnitude(1);
+  const mscale = fields.number('mscale', 0);
+  const mscaleAllDim = fields.number('mscale_all_dim', 0);
+  return mscale !== 0 && mscaleAllDim !== 0 ? magnitude(mscale) / magnitude(mscaleAllDim) : magnitude(1);
 }
 
 function maxContextLengthOf(scaling: RopeScaling, maxPositions: number): number {
@@ -250,10 +245,27 @@ function maxContextLengthOf(scaling: RopeScaling, maxPositions: number): number 
   return maxPositions;
 }
 
+const tokenId = { min: 0, max: sane.vocabulary.max };
+
+/** One id or a list of them. */
+function tokenIds(fields: ConfigReader, field: string): readonly number[] | undefined {
+  const value = fields.raw(field);
+  if (Array.isArray(value)) return fields.integers(field);
+  return value === undefined ? undefined : [fields.integer(field, tokenId)];
+}
+
+function optionalNumber(fields: ConfigReader, field: string): number | undefined {
+  return fields.has(field) ? fields.number(field) : undefined;
+}
+
 function unsupported(architecture: Architecture, field: string, value: unknown, what: string): MoeError {
   return new MoeError(
     'MOE_UNSUPPORTED_ARCHITECTURE',
     `This ${architecture} model has ${what}, which is not supported yet: "${field}" in config.json is ${JSON.stringify(value)}.`,
     { architecture, field, value },
   );
+}
+
+function isRecord(value: unknown): value is Readonly<Record<string, unknown>> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
