@@ -18,5 +18,9 @@ export type { ErrorFigures } from './comparison.js';
 export * from './random.js';
 export * from './random-weights.js';
 export * from './layers.js';
+// Whole checkpoints with random weights
+export { writeCheckpoint } from './checkpoint-writer.js';
+export type { WrittenCheckpoint } from './checkpoint-writer.js';
+export type { SyntheticModel, SyntheticScheme } from './synthetic-model.js';
 // A backend without native code
 export * from './reference-backend.js';

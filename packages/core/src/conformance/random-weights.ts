@@ -55,14 +55,14 @@ const makers: { readonly [S in SchemeKey]: RandomMatrix<S> } = {
     rows,
     columns,
     codes: fp8Codes(rows * columns, random),
-    rowScales: scales(rows, fp8Unit / Math.sqrt(columns), random),
+    rowScales: scales(rows, fp8Scale(columns), random),
   }),
   'fp8.block128': (rows, columns, random) => ({
     [SCHEME]: 'fp8.block128',
     rows,
     columns,
     codes: fp8Codes(rows * columns, random),
-    blockScales: scales(Math.ceil(rows / 128) * Math.ceil(columns / 128), fp8Unit / Math.sqrt(columns), random),
+    blockScales: scales(Math.ceil(rows / 128) * Math.ceil(columns / 128), fp8Scale(columns), random),
   }),
   'mxfp4.w4a16': (rows, columns, random) => {
     const codes = bytes((rows * columns) / 2, random);
@@ -110,10 +110,9 @@ function nvfp4(
   random: Random,
 ): { rows: number; columns: number; codes: Uint8Array; blockScales: Uint8Array; globalScale: number; globalScaleIs: 'factor' | 'divisor' } {
   const codes = bytes((rows * columns) / 2, random);
-  const blockScales = bytes((rows * columns) / 16, random);
-  // e4m3 bytes 0x60 .. 0x77: 32 .. 240, three octaves, about 130 in the mean square.
-  for (let i = 0; i < blockScales.length; i++) blockScales[i] = 0x60 + ((blockScales[i] ?? 0) % 0x18);
-  const globalScale = (e2m1Unit / Math.sqrt(columns) / 130) * between(random, 0.7, 1.4);
+  const blockScales = new Uint8Array((rows * columns) / 16);
+  fillNvfp4BlockScales(blockScales, random);
+  const globalScale = nvfp4GlobalScale(columns) * between(random, 0.7, 1.4);
   const isDivisor = random.uniform() < 0.5;
   return {
     rows,
@@ -130,18 +129,58 @@ function fp8Tensor(rows: number, columns: number, random: Random): { rows: numbe
     rows,
     columns,
     codes: fp8Codes(rows * columns, random),
-    scale: Math.fround((fp8Unit / Math.sqrt(columns)) * between(random, 0.7, 1.4)),
+    scale: Math.fround(fp8Scale(columns) * between(random, 0.7, 1.4)),
   };
 }
 
 /** All e4m3 codes but NaN (0x7F, 0xFF). */
 function fp8Codes(length: number, random: Random): Uint8Array {
-  const codes = bytes(length, random);
-  for (let i = 0; i < length; i++) {
-    const code = codes[i] ?? 0;
-    if ((code & 0x7f) === 0x7f) codes[i] = code ^ 1;
-  }
+  const codes = new Uint8Array(length);
+  fillE4m3Codes(codes, random);
   return codes;
+}
+
+/** As {@link fp8Codes}, in place. */
+export function fillE4m3Codes(target: Uint8Array, random: Random): void {
+  random.fillBytes(target);
+  for (let i = 0; i < target.length; i++) {
+    const code = target[i] as number;
+    if ((code & 0x7f) === 0x7f) target[i] = code ^ 1;
+  }
+}
+
+/** e4m3 bytes 0x60 .. 0x77: 32 .. 240, three octaves. */
+export function fillNvfp4BlockScales(target: Uint8Array, random: Random): void {
+  random.fillBytes(target);
+  for (let i = 0; i < target.length; i++) target[i] = 0x60 + ((target[i] as number) % 0x18);
+}
+
+/** The factor that brings codes and scales as drawn here to 1/sqrt(columns); those scales have a root mean square of about 130. */
+export function nvfp4GlobalScale(columns: number): number {
+  return e2m1Unit / Math.sqrt(columns) / 130;
+}
+
+/** The scale that brings codes of {@link fillE4m3Codes} to 1/sqrt(columns). */
+export function fp8Scale(columns: number): number {
+  return fp8Unit / Math.sqrt(columns);
+}
+
+/**
+ * Random bf16 numbers of about the given root mean square: any sign and fraction, magnitudes over four octaves. Quicker than normal
+ * ones by far, for checkpoints of gigabytes.
+ *
+ * @param target - aligned to four bytes, an even number of bytes.
+ */
+export function fillBf16(target: Uint8Array, rms: number, random: Random): void {
+  random.fillBytes(target);
+  const patterns = new Uint16Array(target.buffer, target.byteOffset, target.byteLength >> 1);
+  // A random pattern keeps sign and fraction; two of its exponent bits choose an octave. Magnitudes of octave e have a mean square
+  // of 7/3 * 4^e, and the mean over the octaves top - 3 .. top of 4^e is 0.332 * 4^top.
+  const top = 127 + Math.round(Math.log2(rms / Math.sqrt((7 / 3) * 0.332)));
+  for (let i = 0; i < patterns.length; i++) {
+    const pattern = patterns[i] as number;
+    patterns[i] = (pattern & 0x807f) | ((top - ((pattern >>> 7) & 3)) << 7);
+  }
 }
 
 function bytes(length: number, random: Random): Uint8Array {
