@@ -42,6 +42,10 @@ export interface LinearBackend<S extends SchemeKey = SchemeKey> extends Backend<
   readonly unpack: (linear: LinearSpec, packed: PackedWeights) => readonly SchemeRegistry[S][];
 }
 
+/**
+ * What both kinds of backends are. The oracle asks once for all layers that differ only in name, layer index, rank and *which*
+ * experts they hold (not how many); answers must not depend on those.
+ */
 interface Backend<S extends SchemeKey, Spec, Rule> {
   /** Short name that flags accept and messages print: 'cpu', 'b12x'. */
   readonly name: string;
@@ -66,7 +70,7 @@ interface Backend<S extends SchemeKey, Spec, Rule> {
 }
 
 /** What both kinds of rules say. Left out = the neutral value only. */
-interface SupportRule<S extends SchemeKey> {
+export interface SupportRule<S extends SchemeKey> {
   /** Unique within the backend, stable between releases: plans name it. */
   readonly id: string;
   /** Scheme keys that it runs. */
@@ -146,6 +150,7 @@ export type RefusalDimension =
   | 'graphCapture'
   | 'routing'
   | 'mixedProjections'
+  | 'layout'
   | 'numerics'
   | 'bytes'
   | 'preference'

@@ -30,3 +30,24 @@ export * from './checkpoint/kv-scales.js';
 export { openLinearWeights } from './checkpoint/linear-weights.js';
 export type { TensorInfo } from './checkpoint/safetensors.js';
 export type { KvCacheScheme } from './checkpoint/quantization/quantization-config.js';
+// The oracle: which kernel serves which layer, and why
+export * from './oracle/plan-types.js';
+export type { Preference, PreferenceScope, PreferenceSource } from './oracle/preferences.js';
+export { plan } from './oracle/plan.js';
+export { canonicalJson } from './oracle/plan-hash.js';
+export * from './oracle/explain.js';
+export { formatBytes } from './oracle/memory.js';
+export { describeDevice } from './oracle/dimensions.js';
+export { prepareExperts, prepareLinear, type PrepareContext, type PrepareHost } from './oracle/prepare.js';
+export type { PreparedBinding, PreparedLayer } from './oracle/prepared-layer.js';
+// Plugins: registration, injection, hooks
+export * from './plugin-host.js';
+export type { Hooks } from './hooks.js';
+export * from './tokens.js';
+export {
+  eraseLinearBackend,
+  eraseMoeBackend,
+  type ErasedBackend,
+  type ErasedLinearBackend,
+  type ErasedMoeBackend,
+} from './oracle/erased-backend.js';

@@ -1,0 +1,91 @@
+import type { ExpertSupportRule, LinearSupportRule, Refusal, SupportRule } from '../backend.js';
+import type { ExpertGroupSpec, LayerSpec, LinearSpec, ParallelPlacement } from '../layer-spec.js';
+import type { SchemeKey } from '../quant/quant-scheme.js';
+import { activationRefusal, flagRefusal, parallelRefusal, rangeRefusal, routingRefusal, sizeRefusal } from './dimensions.js';
+
+/** The two differences between experts and linears that the oracle has to know; everything else is one generic function. */
+export interface LayerKind<Spec extends LayerSpec, Rule extends SupportRule<SchemeKey>> {
+  readonly kind: Spec['kind'];
+  /** Scheme keys of the layer, in the order of its matrices, without repetition. */
+  readonly schemes: (spec: Spec) => readonly SchemeKey[];
+  /** Refusals on the dimensions that only this kind of rule has. */
+  readonly refusals: (spec: Spec, rule: Rule) => Refusal[];
+  /** What the answers of a backend may depend on: the spec without its name, place and rank. Equal specs are evaluated once. */
+  readonly shape: (spec: Spec) => unknown;
+}
+
+export const moeKind: LayerKind<ExpertGroupSpec, ExpertSupportRule> = {
+  kind: 'moe',
+  schemes: ({ schemes: { w13, w2 } }) => (w13 === w2 ? [w13] : [w13, w2]),
+  refusals: (spec, rule) => {
+    // A kernel is given slots, so what limits it is the experts of its own group; only one that routes by itself sees them all.
+    const numSlots = spec.experts.length;
+    return compact([
+      flagRefusal(
+        'mixedProjections',
+        spec.schemes.w13 !== spec.schemes.w2,
+        rule.mixedProjections,
+        'different schemes for gate/up and down',
+      ),
+      activationRefusal(spec.activation, rule.activations),
+      sizeRefusal('hiddenSize', 'hidden_size', spec.hiddenSize, rule.sizes.hiddenSize, 1),
+      sizeRefusal(
+        'moeIntermediateSize',
+        'moe_intermediate_size',
+        spec.moeIntermediateSize,
+        rule.sizes.moeIntermediateSize,
+        spec.parallel.tpSize,
+      ),
+      rangeRefusal('numExperts', 'experts', numSlots, rule.numExperts) ??
+        (rule.routing === undefined ? undefined : rangeRefusal('numExperts', 'num_experts', spec.numExperts, rule.numExperts)),
+      rangeRefusal('topK', 'top_k', spec.topK, rule.topK),
+      routingRefusal(spec.routing, rule.routing),
+      ...parallelRefusal(spec.parallel, rule.parallel),
+      flagRefusal('bias', spec.hasBias, rule.bias, 'biases on the projections'),
+    ]);
+  },
+  shape: (spec) => [
+    spec.kind,
+    spec.role,
+    spec.schemes,
+    spec.hiddenSize,
+    spec.moeIntermediateSize,
+    spec.numExperts,
+    spec.experts.length,
+    spec.topK,
+    spec.activation,
+    spec.hasBias,
+    spec.routing,
+    sizesOf(spec.parallel),
+  ],
+};
+
+export const linearKind: LayerKind<LinearSpec, LinearSupportRule> = {
+  kind: 'linear',
+  schemes: (spec) => [spec.scheme],
+  refusals: (spec, rule) =>
+    compact([
+      sizeRefusal('inFeatures', 'in_features', spec.inFeatures, rule.sizes.inFeatures, 1),
+      sizeRefusal('outFeatures', 'out_features', spec.outFeatures, rule.sizes.outFeatures, 1),
+      ...parallelRefusal(spec.parallel, rule.parallel),
+      flagRefusal('bias', spec.hasBias, rule.bias, 'a bias'),
+    ]),
+  shape: (spec) => [
+    spec.kind,
+    spec.role,
+    spec.scheme,
+    spec.inFeatures,
+    spec.outFeatures,
+    spec.modules.map((module) => module.outFeatures),
+    spec.hasBias,
+    sizesOf(spec.parallel),
+  ],
+};
+
+function sizesOf({ tpSize, epSize }: ParallelPlacement): readonly number[] {
+  return [tpSize, epSize];
+}
+
+function compact(refusals: readonly (Refusal | undefined)[]): Refusal[] {
+  return refusals.filter((refusal) => refusal !== undefined);
+}

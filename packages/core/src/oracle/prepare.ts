@@ -1,0 +1,346 @@
+/**
+ * From a plan to kernels. The one place where a backend's scheme type, erased in the registry, is put back, so the one place that has to prove it:
+ * the rules are evaluated again, every matrix is checked by its brand when it is read, and so is what `pack` returns.
+ */
+import type {
+  ExpertSupportRule,
+  ExpertWeights,
+  Kernel,
+  KernelContext,
+  LinearBackend,
+  LinearSupportRule,
+  LinearWeights,
+  MoeBackend,
+  PackContext,
+  PackedWeights,
+  Refusal,
+  SupportRule,
+} from '../backend.js';
+import { MoeError, isMoeError, messageOf } from '../errors.js';
+import type { Hooks } from '../hooks.js';
+import type { ExpertGroupSpec, LayerSpec, LinearSpec } from '../layer-spec.js';
+import { SCHEME, type SchemeKey } from '../quant/quant-scheme.js';
+import { refusal } from './dimensions.js';
+import type { ErasedBackend, ErasedLinearBackend, ErasedMoeBackend } from './erased-backend.js';
+import { coverageRefusals, findPacker, missingKernel } from './evaluate.js';
+import { linearKind, moeKind, type LayerKind } from './layer-kind.js';
+import type { Binding, LayerPlan } from './plan-types.js';
+import { PackShare, preparedLayer, type PreparedBinding, type PreparedLayer } from './prepared-layer.js';
+
+/** What preparing needs of a plugin host. */
+export interface PrepareHost {
+  readonly moeBackends: readonly ErasedMoeBackend[];
+  readonly linearBackends: readonly ErasedLinearBackend[];
+  readonly hooks: Hooks;
+}
+
+/** `maxNumTokens`: the most tokens that one call of the layer will bring; not above the plan's. */
+export type PrepareContext = PackContext & KernelContext;
+
+/**
+ * Packs a group's weights and makes the kernels that its plan binds. Bindings of one layout share one pack. When anything fails, what was made
+ * until then is disposed.
+ *
+ * @throws {MoeError} MOE_UNSUPPORTED_LAYERS when the plan leaves the layer unserved or a rule does not cover it any more; MOE_PLUGIN_BRAND when
+ *   weights of another scheme are handed over or come back; MOE_DEVICE_KERNEL when a backend throws; what reading throws.
+ */
+export async function prepareExperts(
+  host: PrepareHost,
+  layerPlan: LayerPlan,
+  group: ExpertGroupSpec,
+  weights: ExpertWeights,
+  context: PrepareContext,
+): Promise<PreparedLayer> {
+  return prepare(moeKind, host.moeBackends, host.hooks, layerPlan, group, context, {
+    pack: (erased, rule) => packExperts(erased, rule, group, weights, context),
+    createKernel: (erased, rule, packed, kernelContext) => expertsKernel(erased, rule, group, packed, kernelContext),
+  });
+}
+
+/** As {@link prepareExperts}, for a linear. */
+export async function prepareLinear(
+  host: PrepareHost,
+  layerPlan: LayerPlan,
+  linear: LinearSpec,
+  weights: LinearWeights,
+  context: PrepareContext,
+): Promise<PreparedLayer> {
+  return prepare(linearKind, host.linearBackends, host.hooks, layerPlan, linear, context, {
+    pack: (erased, rule) => packLinear(erased, rule, linear, weights, context),
+    createKernel: (erased, rule, packed, kernelContext) => linearKernel(erased, rule, linear, packed, kernelContext),
+  });
+}
+
+type Rules = SupportRule<SchemeKey>;
+
+/** The two calls into a backend, with its scheme type put back inside. */
+interface Narrowed<Spec extends LayerSpec, Rule extends Rules> {
+  readonly pack: (erased: ErasedBackend<Spec, Rule>, rule: Rule) => Promise<PackedWeights>;
+  readonly createKernel: (erased: ErasedBackend<Spec, Rule>, rule: Rule, packed: PackedWeights, context: KernelContext) => Promise<Kernel>;
+}
+
+async function prepare<Spec extends LayerSpec, Rule extends Rules>(
+  kind: LayerKind<Spec, Rule>,
+  registry: readonly ErasedBackend<Spec, Rule>[],
+  hooks: Hooks,
+  layerPlan: LayerPlan,
+  spec: Spec,
+  context: PrepareContext,
+  narrowed: Narrowed<Spec, Rule>,
+): Promise<PreparedLayer> {
+  checkPlan(layerPlan, spec, context);
+  const packs = new Map<string, PackShare>();
+  const bindings: PreparedBinding[] = [];
+  try {
+    for (const binding of layerPlan.bindings) {
+      const { erased, rule } = findCovering(kind, registry, spec, binding, context);
+      const where = `${erased.name}/${rule.id} on ${spec.name}`;
+      const packer = findPacker(kind, spec, registry, erased, rule, context);
+      if (packer === undefined)
+        throw uncovered(spec, binding, [refusal('layout', `nobody installed packs the layout ${rule.layout}`, rule.layout, null)]);
+      let share = packs.get(rule.layout);
+      if (share === undefined) {
+        const packed = await contained(context, `packing weights by ${packer.erased.name}/${packer.rule.id} for ${where}`, () =>
+          narrowed.pack(packer.erased, packer.rule),
+        );
+        share = new PackShare(packed);
+        packs.set(rule.layout, share);
+        checkPacked(packed, kind.schemes(spec), rule.layout, packer.erased.name, packer.rule.id, spec.name);
+      }
+      const { packed } = share;
+      const kernelContext = { device: context.device, maxNumTokens: Math.min(binding.tokens.max, context.maxNumTokens) };
+      const kernel = await contained(context, `making the kernel ${where}`, () =>
+        narrowed.createKernel(erased, rule, packed, kernelContext),
+      );
+      checkEntry(kernel, where);
+      bindings.push({ binding, kernel: share.use(kernel), packed: share.handle });
+    }
+  } catch (error) {
+    for (const { kernel } of bindings) kernel.dispose();
+    for (const share of packs.values()) share.release();
+    throw error;
+  }
+  const layer = preparedLayer(layerPlan.name, bindings, [...packs.values()]);
+  hooks.layerPrepared.call(layerPlan, layer.residentBytes);
+  return layer;
+}
+
+function checkPlan(layerPlan: LayerPlan, spec: LayerSpec, { maxNumTokens }: PrepareContext): void {
+  if (layerPlan.name !== spec.name || layerPlan.kind !== spec.kind) {
+    throw new MoeError(
+      'MOE_INTERNAL',
+      `The plan of ${layerPlan.name} (${layerPlan.kind}) was handed over for ${spec.name} (${spec.kind}).`,
+      { plan: layerPlan.name, layer: spec.name },
+    );
+  }
+  const last = layerPlan.bindings[layerPlan.bindings.length - 1];
+  if (last === undefined) {
+    throw new MoeError('MOE_UNSUPPORTED_LAYERS', `The plan leaves ${spec.name} without a kernel; "moe-server plan" says why.`, {
+      layer: spec.name,
+      refused: layerPlan.refused,
+    });
+  }
+  if (last.tokens.max < maxNumTokens) {
+    throw new MoeError(
+      'MOE_INTERNAL',
+      `The plan of ${spec.name} was made for calls of up to ${last.tokens.max} tokens; ${maxNumTokens} are to come.`,
+      { layer: spec.name, planned: last.tokens.max, maxNumTokens },
+    );
+  }
+}
+
+/** The backend and rule that a binding names, asked once more whether they cover the layer: the plan may be an old file. */
+function findCovering<Spec extends LayerSpec, Rule extends Rules>(
+  kind: LayerKind<Spec, Rule>,
+  registry: readonly ErasedBackend<Spec, Rule>[],
+  spec: Spec,
+  binding: Binding,
+  { device, maxNumTokens }: PrepareContext,
+): { readonly erased: ErasedBackend<Spec, Rule>; readonly rule: Rule } {
+  const erased = registry.find(({ name }) => name === binding.backend);
+  const rule = erased?.rules.find(({ id }) => id === binding.rule);
+  if (erased === undefined || rule === undefined) {
+    throw uncovered(spec, binding, [refusal('backend', 'it is not installed', `${binding.backend}/${binding.rule}`, null)]);
+  }
+  const refusals = coverageRefusals(kind, spec, erased, rule, { device, maxNumTokens, requirements: {} });
+  const { min = 1, max = Infinity } = rule.tokens;
+  if (binding.tokens.min < min || Math.min(binding.tokens.max, maxNumTokens) > max) {
+    refusals.push(
+      refusal(
+        'tokens',
+        `the plan gives it calls of ${binding.tokens.min} to ${binding.tokens.max} tokens, its rule does not`,
+        rule.tokens,
+        binding.tokens,
+      ),
+    );
+  }
+  const missing = missingKernel(erased, rule);
+  if (missing !== undefined)
+    refusals.push(refusal('notBuilt', `its kernel is not built here: ${missing.replace(/\.\s*$/, '')}`, true, false));
+  if (refusals.length > 0) throw uncovered(spec, binding, refusals);
+  return { erased, rule };
+}
+
+function uncovered(spec: LayerSpec, { backend, rule }: Binding, refusals: readonly Refusal[]): MoeError {
+  const reasons = refusals.map(({ message }) => message).join(' ');
+  return new MoeError(
+    'MOE_UNSUPPORTED_LAYERS',
+    `The plan binds ${spec.name} to ${backend}/${rule}, which does not cover it: ${reasons} Make a new plan.`,
+    {
+      layer: spec.name,
+      backend,
+      rule,
+      refusals,
+    },
+  );
+}
+
+/** What a backend throws gets the place where it happened; errors of ours and aborts already have theirs. */
+async function contained<T>({ signal }: PrepareContext, what: string, run: () => Promise<T>): Promise<T> {
+  try {
+    return await run();
+  } catch (error) {
+    if (isMoeError(error) || signal?.aborted === true) throw error;
+    throw new MoeError('MOE_DEVICE_KERNEL', `${what}: ${messageOf(error)}`, { operation: what }, { cause: error });
+  }
+}
+
+/** @throws {MoeError} MOE_PLUGIN_BRAND; the caller disposes. */
+function checkPacked(
+  packed: PackedWeights,
+  schemes: readonly SchemeKey[],
+  layout: string,
+  backend: string,
+  rule: string,
+  layer: string,
+): void {
+  const brand = packed[SCHEME] as unknown;
+  const got = Array.isArray(brand) ? [...new Set(brand.map(String))].sort() : [];
+  const expected = [...schemes].sort();
+  if (packed.layout === layout && got.join() === expected.join()) return;
+  throw new MoeError(
+    'MOE_PLUGIN_BRAND',
+    `The backend "${backend}" (rule ${rule}) packed ${layer} as ${got.join('+') || 'unbranded weights'} in layout ${String(packed.layout)}; the plan says ${expected.join('+')} in layout ${layout}. Report this to the plugin's author.`,
+    { backend, rule, layer, expected: { schemes: expected, layout }, got: { schemes: got, layout: packed.layout } },
+  );
+}
+
+function checkEntry(kernel: Kernel, where: string): void {
+  const type = (kernel as Partial<Kernel> | undefined)?.entry?.type as string | undefined;
+  if (type === 'native' || type === 'js-experts' || type === 'js-linear') return;
+  throw new MoeError(
+    'MOE_DEVICE_KERNEL',
+    `making the kernel ${where}: its entry must be of type native, js-experts or js-linear; it is ${String(type)}.`,
+    { kernel: where },
+  );
+}
+
+/** @throws {MoeError} MOE_PLUGIN_BRAND when a matrix is not of the scheme that the rules were evaluated for. */
+function checkBrand(
+  matrix: { readonly [SCHEME]?: unknown },
+  expected: SchemeKey,
+  backend: string,
+  rule: string,
+  layer: string,
+  part: string,
+): void {
+  const got = matrix[SCHEME];
+  if (got === expected) return;
+  throw new MoeError(
+    'MOE_PLUGIN_BRAND',
+    `${layer}, ${part}: the weights are branded ${String(got)}, but the backend "${backend}" (rule ${rule}) was bound to ${expected}. They are not handed over.`,
+    { backend, rule, layer, part, expected, got: String(got) },
+  );
+}
+
+/**
+ * Puts the scheme type back. Sound for these reasons together: the rule covers the group's schemes (asked again by the caller), and every matrix
+ * is checked against the group's schemes before the backend sees it. S stands for those schemes.
+ */
+async function packExperts<S extends SchemeKey>(
+  erased: ErasedBackend<ExpertGroupSpec, ExpertSupportRule>,
+  { id }: ExpertSupportRule,
+  group: ExpertGroupSpec,
+  weights: ExpertWeights,
+  context: PrepareContext,
+): Promise<PackedWeights> {
+  const backend = erased.implementation as MoeBackend<S>;
+  if (weights.numExperts !== group.experts.length) {
+    throw new MoeError('MOE_INTERNAL', `${group.name} has ${group.experts.length} experts, its weights ${weights.numExperts}.`, {
+      layer: group.name,
+    });
+  }
+  const checked = {
+    numExperts: weights.numExperts,
+    expert: async (slot: number) => {
+      const expert = await weights.expert(slot);
+      const { w13, w2 } = group.schemes;
+      for (const [part, scheme] of [
+        ['gate', w13],
+        ['up', w13],
+        ['down', w2],
+      ] as const) {
+        checkBrand(expert[part], scheme, erased.name, id, group.name, `expert ${String(group.experts[slot])} ${part}`);
+      }
+      return expert;
+    },
+  };
+  return backend.pack(group, ownRule(backend.rules, id), checked as ExpertWeights<S>, context);
+}
+
+async function expertsKernel<S extends SchemeKey>(
+  erased: ErasedBackend<ExpertGroupSpec, ExpertSupportRule>,
+  { id }: ExpertSupportRule,
+  group: ExpertGroupSpec,
+  packed: PackedWeights,
+  context: KernelContext,
+): Promise<Kernel> {
+  const backend = erased.implementation as MoeBackend<S>;
+  return backend.createKernel(group, ownRule(backend.rules, id), packed, context);
+}
+
+/** As {@link packExperts}. */
+async function packLinear<S extends SchemeKey>(
+  erased: ErasedBackend<LinearSpec, LinearSupportRule>,
+  { id }: LinearSupportRule,
+  linear: LinearSpec,
+  weights: LinearWeights,
+  context: PrepareContext,
+): Promise<PackedWeights> {
+  const backend = erased.implementation as LinearBackend<S>;
+  if (weights.numModules !== linear.modules.length) {
+    throw new MoeError('MOE_INTERNAL', `${linear.name} has ${linear.modules.length} modules, its weights ${weights.numModules}.`, {
+      layer: linear.name,
+    });
+  }
+  const checked = {
+    numModules: weights.numModules,
+    module: async (index: number) => {
+      const module = await weights.module(index);
+      checkBrand(module.matrix, linear.scheme, erased.name, id, linear.name, linear.modules[index]?.name ?? `module ${index}`);
+      return module;
+    },
+  };
+  return backend.pack(linear, ownRule(backend.rules, id), checked as LinearWeights<S>, context);
+}
+
+async function linearKernel<S extends SchemeKey>(
+  erased: ErasedBackend<LinearSpec, LinearSupportRule>,
+  { id }: LinearSupportRule,
+  linear: LinearSpec,
+  packed: PackedWeights,
+  context: KernelContext,
+): Promise<Kernel> {
+  const backend = erased.implementation as LinearBackend<S>;
+  return backend.createKernel(linear, ownRule(backend.rules, id), packed, context);
+}
+
+/** The backend's own rule object, which its functions may know by identity. */
+function ownRule<Rule extends { readonly id: string }>(rules: readonly Rule[], id: string): Rule {
+  const rule = rules.find((one) => one.id === id);
+  if (rule === undefined)
+    throw new MoeError('MOE_PLUGIN_RULE', `The rule "${id}" was registered and is gone; rules must not change after registration.`, {
+      rule: id,
+    });
+  return rule;
+}
