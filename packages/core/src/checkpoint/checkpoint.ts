@@ -63,12 +63,13 @@ export class Checkpoint {
     const shards = new Map<string, ShardFile>();
     try {
       const tensors = new Map<string, TensorInfo>();
+      const misplaced = new Map<string, string>();
       for (const name of files) {
         const shard = await ShardFile.open(directory, name);
         shards.set(name, shard);
-        addTensors(tensors, await readSafetensorsHeader(shard), fileOf);
+        addTensors(tensors, misplaced, await readSafetensorsHeader(shard), fileOf);
       }
-      if (fileOf !== undefined) checkIndex(tensors, fileOf);
+      if (fileOf !== undefined) checkIndex(tensors, misplaced, fileOf);
       return new Checkpoint(directory, config, hfQuantConfig, shards, tensors);
     } catch (error) {
       await closeAll(shards.values());
@@ -203,11 +204,21 @@ async function closeAll(shards: Iterable<ShardFile>): Promise<void> {
   await Promise.all(Array.from(shards, async (shard) => shard.close()));
 }
 
-/** A tensor that the index puts into another file is left out here, and one that the index does not list is taken from where it is. */
-function addTensors(tensors: Map<string, TensorInfo>, found: readonly TensorInfo[], fileOf: ReadonlyMap<string, string> | undefined): void {
+/**
+ * A tensor that the index puts into another file goes to `misplaced`; one that the index does not list is taken from where it is.
+ */
+function addTensors(
+  tensors: Map<string, TensorInfo>,
+  misplaced: Map<string, string>,
+  found: readonly TensorInfo[],
+  fileOf: ReadonlyMap<string, string> | undefined,
+): void {
   for (const info of found) {
     const listed = fileOf?.get(info.name);
-    if (listed !== undefined && listed !== info.file) continue;
+    if (listed !== undefined && listed !== info.file) {
+      misplaced.set(info.name, info.file);
+      continue;
+    }
     const other = tensors.get(info.name);
     if (other !== undefined) {
       throw new MoeError(
@@ -220,14 +231,18 @@ function addTensors(tensors: Map<string, TensorInfo>, found: readonly TensorInfo
   }
 }
 
-function checkIndex(tensors: ReadonlyMap<string, TensorInfo>, fileOf: ReadonlyMap<string, string>): void {
+function checkIndex(
+  tensors: ReadonlyMap<string, TensorInfo>,
+  misplaced: ReadonlyMap<string, string>,
+  fileOf: ReadonlyMap<string, string>,
+): void {
   for (const [name, file] of fileOf) {
-    if (tensors.get(name)?.file !== file) {
-      throw new MoeError('MOE_CHECKPOINT_INDEX', `${indexFile}: tensor ${name} should lie in ${file}, but that file does not hold it.`, {
-        file: indexFile,
-        tensor: name,
-        expected: file,
-      });
-    }
+    if (tensors.has(name)) continue;
+    const actual = misplaced.get(name);
+    throw new MoeError(
+      'MOE_CHECKPOINT_INDEX',
+      `${indexFile}: tensor ${name} should lie in ${file}, but ${actual === undefined ? 'no shard holds it' : `${actual} holds it`}.`,
+      { file: indexFile, tensor: name, expected: file, actual: actual ?? null },
+    );
   }
 }
