@@ -9,3 +9,17 @@ export type * from './metrics.js';
 export * from './device/commands.js';
 export * from './device/step-inputs.js';
 export type * from './device/device.js';
+export { createTypescriptDevice } from './device/typescript-device.js';
+// Models
+export * from './model-config.js';
+export type { Model } from './models/model.js';
+export { loadModel } from './model-loader.js';
+export type { LoadModelOptions, LoadProgress, LoadedModel } from './model-loader.js';
+export * from './kv-cache.js';
+export { ModelRunner } from './model-runner.js';
+export type { ModelRunnerOptions, StepLogits } from './model-runner.js';
+// Text in, text out
+export * from './text/tokenizer.js';
+export * from './text/chat-template.js';
+export * from './text/detokenizer.js';
+export * from './text/stop-strings.js';

@@ -1,12 +1,16 @@
 import { MoeError } from '@moe-server/core';
-import type { Batch, BatchSequence, LogitRow, RowOutput, StepOutput } from './batch.js';
-import type { BufferRef, Command, SampleCommand } from './device/commands.js';
-import type { Device, Program } from './device/device.js';
+import type { Batch, BatchSequence, LogitRow, StepOutput } from './batch.js';
+import type { BufferRef } from './device/commands.js';
+import type { Device } from './device/device.js';
 import type { StepLimits } from './device/step-inputs.js';
 import { StepInputs, layoutStep } from './device/step-inputs.js';
 import type { KvCache } from './kv-cache.js';
+import { ActivationBuffers } from './layers/activation-buffers.js';
+import { Sampler } from './layers/sampler.js';
+import type { StepSize } from './layers/step-encoder.js';
 import { StepEncoder } from './layers/step-encoder.js';
 import type { Model } from './models/model.js';
+import { RecordedStep } from './recorded-step.js';
 
 export interface ModelRunnerOptions {
   readonly device: Device;
@@ -24,22 +28,21 @@ export interface StepLogits {
 }
 
 /**
- * Runs batches: flattens one into the step inputs, replays the recorded step, reads what was sampled. The step is recorded once, when
- * the runner is made; a step allocates nothing but its small results.
+ * Runs batches: flattens one into the step inputs, replays a recorded step, reads what was sampled. A step is recorded when the runner is
+ * made, and again only where a layer has another kernel for another number of tokens; beside that, a step allocates nothing but its
+ * small results.
  */
 export class ModelRunner {
   readonly limits: StepLimits;
   readonly vocabSize: number;
   readonly maxTopLogprobs: number;
-  /** Bytes of activations, beside weights and cache. */
-  readonly activationBytes: number;
   readonly #device: Device;
-  readonly #blockSize: number;
+  readonly #model: Model;
+  readonly #cache: KvCache;
   readonly #inputs: StepInputs;
-  readonly #commands: readonly Command[];
-  readonly #outputs: SampleOutputs;
-  readonly #step: Program;
-  #parts: { readonly forward: Program; readonly sample: Program } | undefined;
+  readonly #buffers: ActivationBuffers;
+  readonly #sampler: Sampler;
+  readonly #steps: RecordedStep[] = [];
   #isRunning = false;
 
   constructor({ device, model, cache, limits, maxTopLogprobs = 20 }: ModelRunnerOptions) {
@@ -47,22 +50,25 @@ export class ModelRunner {
     this.vocabSize = model.config.vocabSize;
     this.maxTopLogprobs = Math.min(maxTopLogprobs, this.vocabSize);
     this.#device = device;
-    this.#blockSize = cache.shape.blockSize;
+    this.#model = model;
+    this.#cache = cache;
     const layout = layoutStep(limits);
-    const memory = device.allocate(layout.byteLength, 'step inputs');
-    this.#inputs = new StepInputs(layout, memory.buffer);
-    const encoder = new StepEncoder(device, limits);
-    const logits = model.encode(encoder, cache.layers);
-    const sample = encodeSample(encoder, logits, this.vocabSize, this.maxTopLogprobs);
-    this.#commands = encoder.finish();
-    this.#outputs = new SampleOutputs(sample, limits.maxLogitRows);
-    this.activationBytes = encoder.bufferBytes;
-    this.#step = device.compile(this.#commands, layout);
+    this.#inputs = new StepInputs(layout, wholeBuffer(device.allocate(layout.byteLength, 'step inputs')));
+    this.#buffers = new ActivationBuffers(device, limits);
+    this.#sampler = new Sampler(this.#buffers, limits, this.vocabSize, this.maxTopLogprobs);
+    // So that what cannot run is refused now, and decoding does not begin with a compilation.
+    this.#stepFor({ tokens: limits.maxNumTokens, logitRows: limits.maxLogitRows });
+    this.#stepFor({ tokens: 1, logitRows: 1 });
+  }
+
+  /** Bytes of activations, beside weights and cache. */
+  get activationBytes(): number {
+    return this.#buffers.byteLength;
   }
 
   /** Scratch memory that the kernels share, in bytes. */
   get workspaceBytes(): number {
-    return this.#step.workspaceBytes;
+    return this.#steps.reduce((sum, { whole }) => sum + whole.workspaceBytes, 0);
   }
 
   /**
@@ -76,17 +82,17 @@ export class ModelRunner {
     if (this.#isRunning) throw new MoeError('MOE_INTERNAL', 'A step was started while another one runs.');
     this.#isRunning = true;
     try {
-      const numRows = this.#fill(batch);
+      const size = this.#fill(batch);
+      const step = this.#stepFor(size);
       if (options === undefined) {
-        await this.#device.submit(this.#step, this.#inputs);
-        return { rows: this.#outputs.read(batch) };
+        await this.#device.submit(step.whole, this.#inputs);
+        return { rows: this.#sampler.read(batch) };
       }
       // In two parts, because sampling may change the logits in place.
-      const { forward, sample } = this.#compileParts();
-      await this.#device.submit(forward, this.#inputs);
-      const logits = this.#outputs.copyLogits(numRows);
-      await this.#device.submit(sample, this.#inputs);
-      return { rows: this.#outputs.read(batch), logits };
+      await this.#device.submit(step.forward(), this.#inputs);
+      const logits = this.#sampler.copyLogits(step.logits, size.logitRows);
+      await this.#device.submit(step.sample(), this.#inputs);
+      return { rows: this.#sampler.read(batch), logits };
     } finally {
       this.#isRunning = false;
     }
@@ -94,21 +100,23 @@ export class ModelRunner {
 
   /** Frees the programs; weights, cache and device are others'. */
   dispose(): void {
-    this.#step.dispose();
-    this.#parts?.forward.dispose();
-    this.#parts?.sample.dispose();
+    for (const step of this.#steps) step.dispose();
+    this.#steps.length = 0;
   }
 
-  #compileParts(): { readonly forward: Program; readonly sample: Program } {
-    this.#parts ??= {
-      forward: this.#device.compile(this.#commands.slice(0, -1), this.#inputs.layout),
-      sample: this.#device.compile(this.#commands.slice(-1), this.#inputs.layout),
-    };
-    return this.#parts;
+  #stepFor(size: StepSize): RecordedStep {
+    const known = this.#steps.find((step) => step.holdsFor(size));
+    if (known !== undefined) return known;
+    const encoder = new StepEncoder(this.#buffers, size);
+    const logits = this.#model.encode(encoder, this.#cache.layers);
+    this.#sampler.encode(encoder, logits);
+    const step = new RecordedStep(this.#device, this.#inputs.layout, encoder.finish(), logits);
+    this.#steps.push(step);
+    return step;
   }
 
-  /** Writes the step inputs; returns the number of logit rows. */
-  #fill(batch: Batch): number {
+  /** Writes the step inputs. */
+  #fill(batch: Batch): StepSize {
     const inputs = this.#inputs;
     let numTokens = 0;
     let numRows = 0;
@@ -124,13 +132,13 @@ export class ModelRunner {
     inputs.header[0] = numTokens;
     inputs.header[1] = batch.sequences.length;
     inputs.header[2] = numRows;
-    return numRows;
+    return { tokens: numTokens, logitRows: numRows };
   }
 
   /** Returns the number of tokens up to and with this sequence. */
   #fillTokens({ tokenIds, startPosition, blockTable }: BatchSequence, index: number, firstToken: number): number {
     const inputs = this.#inputs;
-    const blockSize = this.#blockSize;
+    const { blockSize } = this.#cache.shape;
     const contextLength = startPosition + tokenIds.length;
     const numBlocks = Math.ceil(contextLength / blockSize);
     checkLimit('blocks of one sequence', numBlocks, this.limits.maxBlocksPerSeq);
@@ -185,62 +193,8 @@ function checkLimit(what: string, actual: number, limit: number): void {
   });
 }
 
-function encodeSample(encoder: StepEncoder, logits: BufferRef, vocabSize: number, maxTopLogprobs: number): SampleCommand {
-  const command: SampleCommand = {
-    op: 'sample',
-    logits,
-    vocabSize,
-    tokenIds: encoder.buffer('sampled token ids', 'logitRows', 1),
-    logprobs: encoder.buffer('sampled logprobs', 'logitRows', 1),
-    ranks: encoder.buffer('sampled ranks', 'logitRows', 1),
-    maxTopLogprobs,
-    topIds: encoder.buffer('top ids', 'logitRows', maxTopLogprobs),
-    topLogprobs: encoder.buffer('top logprobs', 'logitRows', maxTopLogprobs),
-  };
-  encoder.append(command);
-  return command;
-}
-
-/** Views of what the sample command writes. */
-class SampleOutputs {
-  readonly #vocabSize: number;
-  readonly #maxTopLogprobs: number;
-  readonly #logits: Float32Array;
-  readonly #tokenIds: Int32Array;
-  readonly #logprobs: Float32Array;
-  readonly #ranks: Int32Array;
-  readonly #topIds: Int32Array;
-  readonly #topLogprobs: Float32Array;
-
-  constructor(command: SampleCommand, maxRows: number) {
-    const floats = ({ buffer, byteOffset }: BufferRef, width: number): Float32Array =>
-      new Float32Array(buffer, byteOffset, maxRows * width);
-    const ints = ({ buffer, byteOffset }: BufferRef, width: number): Int32Array => new Int32Array(buffer, byteOffset, maxRows * width);
-    this.#vocabSize = command.vocabSize;
-    this.#maxTopLogprobs = command.maxTopLogprobs;
-    this.#logits = floats(command.logits, command.vocabSize);
-    this.#tokenIds = ints(command.tokenIds, 1);
-    this.#logprobs = floats(command.logprobs, 1);
-    this.#ranks = ints(command.ranks, 1);
-    this.#topIds = ints(command.topIds, command.maxTopLogprobs);
-    this.#topLogprobs = floats(command.topLogprobs, command.maxTopLogprobs);
-  }
-
-  read(batch: Batch): RowOutput[][] {
-    let row = 0;
-    return batch.sequences.map((sequence) => sequence.rows.map(({ numTopLogprobs }) => this.#readRow(row++, numTopLogprobs)));
-  }
-
-  copyLogits(numRows: number): Float32Array[] {
-    return Array.from({ length: numRows }, (_, row) => this.#logits.slice(row * this.#vocabSize, (row + 1) * this.#vocabSize));
-  }
-
-  #readRow(row: number, numTopLogprobs: number): RowOutput {
-    const first = row * this.#maxTopLogprobs;
-    const topLogprobs = [];
-    for (let i = first; i < first + Math.min(numTopLogprobs, this.#maxTopLogprobs); i++) {
-      topLogprobs.push({ tokenId: this.#topIds[i] ?? -1, logprob: this.#topLogprobs[i] ?? NaN });
-    }
-    return { tokenId: this.#tokenIds[row] ?? -1, logprob: this.#logprobs[row] ?? NaN, rank: this.#ranks[row] ?? 0, topLogprobs };
-  }
+/** Step inputs are views of a whole buffer. */
+function wholeBuffer({ buffer, byteOffset }: BufferRef): ArrayBuffer {
+  if (byteOffset !== 0) throw new MoeError('MOE_INTERNAL', 'The device placed the step inputs inside another buffer.');
+  return buffer;
 }

@@ -24,9 +24,10 @@ export class Linear {
    * @param output - [rows, outFeatures] f32, overwritten, or added to when `accumulate`.
    */
   encode(encoder: StepEncoder, input: BufferRef, output: BufferRef, options: { rows?: RowCount; accumulate?: boolean } = {}): void {
-    const { spec, kernel } = this.#bound;
+    const { spec, kernels } = this.#bound;
     const { name, inFeatures, outFeatures } = spec;
     const { rows = 'tokens', accumulate = false } = options;
+    const kernel = encoder.choose(kernels, rows);
     encoder.append({ op: 'linear', rows, name, kernel, inFeatures, outFeatures, input, output, accumulate });
   }
 }

@@ -49,7 +49,8 @@ export class Moe {
       topkIds,
       topkWeights,
     });
-    for (const { group, kernel, slots } of this.#groups) {
+    for (const { group, kernels, slots } of this.#groups) {
+      const kernel = encoder.choose(kernels, 'tokens');
       let topkSlots = topkIds;
       if (slots !== undefined) {
         topkSlots = encoder.buffer('topk slots', 'tokens', topK);

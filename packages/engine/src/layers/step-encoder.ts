@@ -1,45 +1,62 @@
+import type { Kernel } from '@moe-server/core';
+import { MoeError } from '@moe-server/core';
 import type { BufferRef, Command, RowCount } from '../device/commands.js';
-import type { Device } from '../device/device.js';
-import type { StepLimits } from '../device/step-inputs.js';
+import type { ActivationBuffers } from './activation-buffers.js';
+import type { BoundKernel } from './weights.js';
+
+/** Rows of both counts; see {@link RowCount}. */
+export type StepSize = Readonly<Record<RowCount, number>>;
+
+/** Numbers of rows, both ends inclusive. */
+export interface RowRange {
+  readonly min: number;
+  readonly max: number;
+}
 
 /**
- * Records the commands of one step and lends the memory between them. Layers run one after the other, so buffers of the same label
- * and width are one: what a layer leaves in them is gone when the next layer of its kind has run.
+ * Records the commands of a step. Where a layer has kernels for different numbers of rows, it takes those for the size that it was made
+ * for, and remembers for which other sizes the recording holds as well: with one kernel per layer, for all.
  */
 export class StepEncoder {
-  readonly limits: StepLimits;
-  readonly #device: Pick<Device, 'allocate'>;
+  readonly #buffers: ActivationBuffers;
+  readonly #size: StepSize;
   readonly #commands: Command[] = [];
-  readonly #buffers = new Map<string, BufferRef>();
+  readonly #ranges: Record<RowCount, RowRange> = { tokens: { min: 0, max: Infinity }, logitRows: { min: 0, max: Infinity } };
 
-  constructor(device: Pick<Device, 'allocate'>, limits: StepLimits) {
-    this.#device = device;
-    this.limits = limits;
+  constructor(buffers: ActivationBuffers, size: StepSize) {
+    this.#buffers = buffers;
+    this.#size = size;
   }
 
   append(command: Command): void {
     this.#commands.push(command);
   }
 
-  /** [rows, width] of 4-byte elements, for the most rows that a step can bring. */
+  /** See {@link ActivationBuffers.get}. */
   buffer(label: string, rows: RowCount, width: number): BufferRef {
-    const key = `${label} [${rows}, ${String(width)}]`;
-    const known = this.#buffers.get(key);
-    if (known !== undefined) return known;
-    const maxRows = rows === 'tokens' ? this.limits.maxNumTokens : this.limits.maxLogitRows;
-    const ref = this.#device.allocate(4 * maxRows * width, key);
-    this.#buffers.set(key, ref);
-    return ref;
+    return this.#buffers.get(label, rows, width);
   }
 
-  /** Bytes of all buffers so far. */
-  get bufferBytes(): number {
-    let bytes = 0;
-    for (const { byteLength } of this.#buffers.values()) bytes += byteLength;
-    return bytes;
+  /** The kernel for the rows of this recording. */
+  choose(kernels: readonly BoundKernel[], rows: RowCount): Kernel {
+    // A kernel is not called for no rows, so that any will do.
+    const size = Math.max(this.#size[rows], 1);
+    const chosen = kernels.find(({ tokens }) => size >= tokens.min && size <= tokens.max);
+    if (chosen === undefined) throw new MoeError('MOE_INTERNAL', `No kernel of a layer takes ${String(size)} rows.`, { rows, size });
+    if (kernels.length > 1) {
+      const { min, max } = this.#ranges[rows];
+      this.#ranges[rows] = { min: Math.max(min, chosen.tokens.min), max: Math.min(max, chosen.tokens.max) };
+    }
+    return chosen.kernel;
   }
 
-  finish(): readonly Command[] {
-    return this.#commands;
+  finish(): StepRecording {
+    return { commands: this.#commands, ranges: this.#ranges };
   }
+}
+
+export interface StepRecording {
+  readonly commands: readonly Command[];
+  /** Sizes of steps that the commands are right for. */
+  readonly ranges: Readonly<Record<RowCount, RowRange>>;
 }

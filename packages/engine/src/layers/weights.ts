@@ -12,7 +12,7 @@ export interface WeightSource {
   readonly matrix: (name: string, rows: number, columns: number) => Promise<BufferRef>;
   /** [rows, columns] bf16; wider types are rounded. */
   readonly table: (name: string, rows: number, columns: number) => Promise<BufferRef>;
-  /** The kernel for these modules, which share their input and are one linear of the plan; `lm_head` is also the tied one. */
+  /** The kernels for these modules, which share their input and are one linear of the plan; `lm_head` is also the tied one. */
   readonly linear: (modules: readonly string[]) => Promise<BoundLinear>;
   /** The kernels for a layer's routed experts, one per group, in the plan's order. */
   readonly experts: (module: string) => Promise<readonly BoundExperts[]>;
@@ -20,12 +20,21 @@ export interface WeightSource {
   readonly constant: (label: string, values: Float32Array | Int32Array) => BufferRef;
 }
 
+/** A kernel and the calls that it takes. */
+export interface BoundKernel {
+  readonly kernel: Kernel;
+  /** Both ends inclusive. */
+  readonly tokens: { readonly min: number; readonly max: number };
+}
+
 export interface BoundLinear {
   readonly spec: LinearSpec;
-  readonly kernel: Kernel;
+  /** By tokens, ascending; together they take every call. */
+  readonly kernels: readonly BoundKernel[];
 }
 
 export interface BoundExperts {
   readonly group: ExpertGroupSpec;
-  readonly kernel: Kernel;
+  /** As those of a linear. */
+  readonly kernels: readonly BoundKernel[];
 }
