@@ -5,6 +5,12 @@ export * from './engine.js';
 export * from './engine-config.js';
 export * from './sampling-params.js';
 export type * from './metrics.js';
+// Text; loads no native code of ours
+export * from './text/tokenizer.js';
+export { ChatTemplate } from './text/chat-template.js';
+export type { ChatMessage, RenderBudget, RenderOptions } from './text/chat-template.js';
+export * from './text/detokenizer.js';
+export * from './text/stop-strings.js';
 // Devices
 export * from './device/commands.js';
 export * from './device/step-inputs.js';
