@@ -235,7 +235,13 @@ export interface GatherRowsCommand {
   readonly output: BufferRef;
 }
 
-/** Logits to token ids and log-probabilities, one row per logit row, as its sampling parameters in the step inputs say. The rules are in step-inputs.ts. */
+/**
+ * Logits to token ids and log-probabilities, one row per logit row, as its sampling parameters in the step inputs say. The rules are in
+ * step-inputs.ts.
+ *
+ * A row without a distribution (NaN or +Infinity among its logits, or every token masked) gets token −1, log-probability NaN and rank 0,
+ * so that one request fails and not the step.
+ */
 export interface SampleCommand {
   readonly op: 'sample';
   /** [logitRows, vocabSize] f32; may be changed in place. */
@@ -245,7 +251,7 @@ export interface SampleCommand {
   readonly tokenIds: BufferRef;
   /** [maxLogitRows] f32: log-probability of tokenIds[r] (or of the row's target) under the unmodified logits. */
   readonly logprobs: BufferRef;
-  /** [maxLogitRows] i32: rank of that token, 1 = the most probable. */
+  /** [maxLogitRows] i32: rank of that token, 1 = the most probable; the lower id goes first among equals. */
   readonly ranks: BufferRef;
   /** Columns of the two tables below. */
   readonly maxTopLogprobs: number;

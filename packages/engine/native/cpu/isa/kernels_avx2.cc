@@ -1,0 +1,12 @@
+#include "kernels.h"
+#include "vec_avx2.h"
+
+#include "row_kernels.h"
+
+#include "attention_kernels.h"
+
+#include "kernel_table.h"
+
+namespace moe {
+const Kernels& avx2_kernels() { return avx2::kKernels; }
+}  // namespace moe

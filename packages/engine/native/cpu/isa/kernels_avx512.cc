@@ -1,0 +1,12 @@
+#include "kernels.h"
+#include "vec_avx512.h"
+
+#include "row_kernels.h"
+
+#include "attention_kernels.h"
+
+#include "kernel_table.h"
+
+namespace moe {
+const Kernels& avx512_kernels() { return avx512::kKernels; }
+}  // namespace moe

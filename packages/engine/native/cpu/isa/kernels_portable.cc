@@ -1,0 +1,12 @@
+#include "kernels.h"
+#include "vec_portable.h"
+
+#include "row_kernels.h"
+
+#include "attention_kernels.h"
+
+#include "kernel_table.h"
+
+namespace moe {
+const Kernels& portable_kernels() { return portable::kKernels; }
+}  // namespace moe

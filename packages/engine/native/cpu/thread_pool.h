@@ -1,0 +1,87 @@
+#ifndef MOE_CPU_THREAD_POOL_H_
+#define MOE_CPU_THREAD_POOL_H_
+
+#include <moe/abi.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+namespace moe {
+
+/* Tells the processor that this thread only waits. */
+void cpu_relax();
+
+/*
+ * The threads of one engine. The thread that calls parallel_for is thread 0 and works too; the others, numbered from 1, spin while a
+ * step runs, because a dispatch must cost a microsecond, and sleep between steps, because the JavaScript thread needs a core.
+ *
+ * One thread at a time may use it: begin_step, then any number of parallel_for, then end_step.
+ */
+class ThreadPool {
+ public:
+  explicit ThreadPool(uint32_t num_threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  uint32_t num_threads() const { return static_cast<uint32_t>(workers_.size()) + 1; }
+  /* The same pool as plugins see it; valid as long as the pool. */
+  const moe_pool* c_pool() const { return &c_pool_; }
+
+  /* Wakes the workers, which takes longer than a dispatch, so that they are there when the first one comes. */
+  void begin_step();
+  void end_step();
+
+  /* As moe_pool.parallel_for. Allocates nothing. */
+  void run(int64_t count, int64_t grain, moe_task task, void* arg);
+
+  /* run() for a callable (int64_t begin, int64_t end, uint32_t thread). */
+  template <class Body>
+  void parallel_for(int64_t count, int64_t grain, Body&& body) {
+    using Callable = std::remove_reference_t<Body>;
+    run(count, grain, [](void* arg, int64_t begin, int64_t end, uint32_t thread) { (*static_cast<Callable*>(arg))(begin, end, thread); },
+        const_cast<void*>(static_cast<const void*>(&body)));
+  }
+
+ private:
+  /*
+   * Low 16 bits: workers inside the current dispatch. Bit 16: open, workers may join. High 32 bits: number of the dispatch. The caller
+   * closes a dispatch when all intervals are taken and waits only for those inside, never for one that still sleeps.
+   */
+  static constexpr uint64_t kOpen = 1u << 16;
+  static constexpr uint64_t kJoined = kOpen - 1;
+
+  void work(uint32_t thread);
+  void take_intervals(uint32_t thread);
+  bool sleep_until_changed(uint32_t seen_generation);
+  void wake();
+
+  struct Dispatch {
+    moe_task task;
+    void* arg;
+    int64_t count;
+    int64_t interval;
+  };
+
+  alignas(64) std::atomic<uint64_t> state_{0};
+  alignas(64) std::atomic<int64_t> next_{0};
+  alignas(64) Dispatch dispatch_{};
+  alignas(64) std::atomic<bool> in_step_{false};
+  std::atomic<bool> stopping_{false};
+  /* Changes whenever a sleeping worker has a reason to look again. */
+  std::atomic<uint32_t> generation_{0};
+  std::atomic<uint32_t> sleepers_{0};
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  moe_pool c_pool_{};
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace moe
+
+#endif  // MOE_CPU_THREAD_POOL_H_

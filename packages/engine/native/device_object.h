@@ -1,0 +1,67 @@
+#ifndef MOE_DEVICE_OBJECT_H_
+#define MOE_DEVICE_OBJECT_H_
+
+#include <napi.h>
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "cpu/executor.h"
+
+namespace moe {
+
+/*
+ * The JavaScript class CpuDevice: an executor, the programs made for it, and the promise of the step that runs.
+ *
+ *   new CpuDevice(numThreads, features)
+ *   compile(commands, limits) → { id, numCommands, workspaceBytes }
+ *   submit(id, stepBuffer) → Promise<void>; rejected with an Error whose `command` names who failed
+ *   release(id), dispose()
+ *
+ * All members are touched on the JavaScript thread only, except result_, which passes from the executor's thread through the
+ * thread-safe function.
+ */
+class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
+ public:
+  static Napi::Function define(Napi::Env env);
+
+  explicit DeviceObject(const Napi::CallbackInfo& info);
+  ~DeviceObject() override;
+
+ private:
+  struct Entry {
+    Program program;
+    std::vector<Napi::Reference<Napi::Value>> owners;
+  };
+
+  Napi::Value compile(const Napi::CallbackInfo& info);
+  Napi::Value submit(const Napi::CallbackInfo& info);
+  Napi::Value release(const Napi::CallbackInfo& info);
+  Napi::Value dispose(const Napi::CallbackInfo& info);
+
+  Entry& entry(const Napi::Value& id);
+  /* Ends the threads, waiting for the running step. */
+  void shut_down();
+  static void on_cleanup(void* self);
+  void complete(Napi::Env env);
+
+  napi_env env_;
+  napi_threadsafe_function completed_ = nullptr;
+  std::unique_ptr<Executor> executor_;
+  std::map<int64_t, Entry> programs_;
+  int64_t next_id_ = 1;
+  /* The largest scratch memory made so far; programs that need no more share it. */
+  std::shared_ptr<DeviceMemory> workspace_;
+  std::optional<Napi::Promise::Deferred> running_;
+  int64_t running_id_ = 0;
+  /* Keeps the step buffer alive; made anew only when another buffer is submitted. */
+  Napi::Reference<Napi::ArrayBuffer> step_buffer_;
+  const void* step_data_ = nullptr;
+  StepResult result_;
+};
+
+}  // namespace moe
+
+#endif  // MOE_DEVICE_OBJECT_H_

@@ -1,0 +1,48 @@
+import type { CpuFeature } from '@moe-server/core';
+import { MoeError, messageOf } from '@moe-server/core';
+import { createRequire } from 'node:module';
+import type { Command } from './commands.js';
+import type { StepField, StepLimits } from './step-inputs.js';
+
+/** Exports of engine_cpu.node (native/addon.cc). A test holds them against the real ones. */
+export interface CpuAddon {
+  readonly cpuInfo: () => { readonly name: string; readonly features: CpuFeature[] };
+  /** Zeroed memory of its own, or undefined when there is not that much. */
+  readonly allocate: (byteLength: number) => ArrayBuffer | undefined;
+  /** The layout of step inputs as native code computes it. */
+  readonly stepLayout: (limits: StepLimits) => { readonly byteLength: number; readonly offsets: Record<StepField, number> };
+  /** Bytes per second, 0 when there is not that much memory. */
+  readonly measureBandwidth: (numThreads: number, totalBytes: number, pieceBytes: number) => Promise<number>;
+  readonly CpuDevice: new (numThreads: number, features: readonly CpuFeature[]) => NativeDevice;
+}
+
+/** An executor with its threads. Errors of `compile` may carry an error code as `code`, rejections of `submit` the name of the `command`. */
+export interface NativeDevice {
+  /** The instruction set that was chosen: `avx512`, `avx2` or `portable`. */
+  readonly kernels: string;
+  readonly compile: (
+    commands: readonly Command[],
+    limits: StepLimits,
+  ) => { readonly id: number; readonly numCommands: number; readonly workspaceBytes: number };
+  readonly submit: (program: number, stepInputs: ArrayBuffer) => Promise<void>;
+  readonly release: (program: number) => void;
+  readonly dispose: () => void;
+}
+
+const require = createRequire(import.meta.url);
+let loaded: CpuAddon | undefined;
+
+/**
+ * The addon, loaded once.
+ *
+ * @throws {MoeError} MOE_PLUGIN_ADDON that lists where it was looked for.
+ */
+export function loadCpuAddon(): CpuAddon {
+  if (loaded !== undefined) return loaded;
+  try {
+    loaded = require('../../../build/Release/engine_cpu.node') as CpuAddon;
+    return loaded;
+  } catch (cause) {
+    throw new MoeError('MOE_PLUGIN_ADDON', `The CPU device's addon cannot be loaded: ${messageOf(cause)}`, {}, { cause });
+  }
+}
