@@ -16,6 +16,9 @@ export * from './device/commands.js';
 export * from './device/step-inputs.js';
 export type * from './device/device.js';
 export { createTypescriptDevice } from './device/typescript-device.js';
+export { cpuDeviceProblem, createCpuDevice, measureBandwidth } from './device/cpu-device.js';
+export type { CpuDeviceOptions } from './device/cpu-device.js';
+export * from './device/cpu-device.js';
 // Models
 export * from './model-config.js';
 export type { Model } from './models/model.js';
@@ -24,8 +27,3 @@ export type { LoadModelOptions, LoadProgress, LoadedModel } from './model-loader
 export * from './kv-cache.js';
 export { ModelRunner } from './model-runner.js';
 export type { ModelRunnerOptions, StepLogits } from './model-runner.js';
-// Text in, text out
-export * from './text/tokenizer.js';
-export * from './text/chat-template.js';
-export * from './text/detokenizer.js';
-export * from './text/stop-strings.js';

@@ -96,7 +96,9 @@ describe('Detokenizer', () => {
         fc.integer({ min: 1, max: 6 }),
         (ids, start, length) => {
           const whole = tokenizer.decode(ids, { skipSpecialTokens: true });
-          const stop = Array.from(whole).slice(start, start + length).join('');
+          const stop = Array.from(whole)
+            .slice(start, start + length)
+            .join('');
           fc.pre(stop !== '');
           const detokenizer = new Detokenizer(tokenizer, { stop: [stop] });
           let text = '';
