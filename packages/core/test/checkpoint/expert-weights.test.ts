@@ -7,7 +7,7 @@ import { bf16ToFloat32 } from '../../src/quant/bf16.js';
 import { decodeWeights } from '../../src/quant/decode-weights.js';
 import type { TensorToWrite } from './checkpoint-writer.js';
 import type { Storage, Tensors } from './tiny-models.js';
-import { bf16, floats, moduleTensors, tinyQwen3Moe, tinySizes, withCheckpoint } from './tiny-models.js';
+import { bf16, floats, tinyQwen3Moe, tinySizes, withCheckpoint } from './tiny-models.js';
 
 const experts = 'model.layers.0.mlp.experts';
 const { hidden: h, intermediate: i, experts: e } = tinySizes;
