@@ -10,8 +10,14 @@
 namespace moe {
 namespace {
 
-// Output tiles of the down projection that a thread works on at a time: inputs are read once for all of them.
+// Output tiles of the down projection that a thread works on at a time, so that inputs are read once for all of them; fewer when the
+// contributions of all tokens would not stay in the second-level cache.
 constexpr int64_t kDownTiles = 4;
+constexpr int64_t kPartialBytes = 1 << 20;
+
+int64_t down_tiles_at_once(int64_t choices) {
+  return std::clamp<int64_t>(kPartialBytes / (choices * kTileRows * static_cast<int64_t>(sizeof(float))), 1, kDownTiles);
+}
 
 // Pairs (token, choice) of one expert within `Plan::pairs`.
 struct Segment {
@@ -31,8 +37,9 @@ struct Plan {
   uint8_t* inputs;
   // [num_pairs] records, in the order of `pairs`.
   uint8_t* intermediates;
-  // Per thread [kDownTiles, tokens * top_k, 16].
+  // Per thread [down_tiles_at_once, tokens * top_k, 16].
   float* partials;
+  int64_t thread_partials = 0;
 };
 
 class ExpertsKernel {
@@ -109,7 +116,8 @@ class ExpertsKernel {
     plan.segments = carver.take<Segment>(num_experts_);
     plan.inputs = carver.take<uint8_t>((shared_inputs_ ? num_tokens : pairs * (separate_up_ ? 2 : 1)) * input_row_.bytes);
     plan.intermediates = carver.take<uint8_t>(pairs * intermediate_row_.bytes);
-    plan.partials = carver.take<float>(static_cast<int64_t>(num_threads) * kDownTiles * pairs * kTileRows);
+    plan.thread_partials = pairs == 0 ? 0 : down_tiles_at_once(pairs) * pairs * kTileRows;
+    plan.partials = carver.take<float>(static_cast<int64_t>(num_threads) * plan.thread_partials);
     return carver.used();
   }
 
@@ -257,21 +265,20 @@ class ExpertsKernel {
   }
 
   void run_down(const moe_experts_args& args, const moe_pool* pool, const Plan& plan) const {
+    const int64_t at_once = down_tiles_at_once(args.num_tokens * config_.top_k);
     auto body = [&](int64_t begin, int64_t end, uint32_t thread) {
-      for (int64_t tile = begin; tile < end; tile += kDownTiles) {
-        down_tiles(args, plan, tile, std::min(end, tile + kDownTiles), thread);
-      }
+      for (int64_t tile = begin; tile < end; tile += at_once) down_tiles(args, plan, tile, std::min(end, tile + at_once), thread);
     };
     const double products = static_cast<double>(kTileRows * intermediate_row_.padded) * static_cast<double>(plan.num_pairs);
     const double bytes = static_cast<double>(down_tile_bytes_ * plan.num_segments);
-    parallel_for(pool, down_tiles_, std::max<int64_t>(1, std::min(grain_for(bytes, products), down_tiles_)), body);
+    parallel_for(pool, down_tiles_, grain_for(bytes, products), body);
   }
 
   // A few output tiles for all tokens: every pair's contribution is kept until all experts are through, then added up in the order of
   // the token's choices. So the order of the sum does not depend on which experts other tokens chose.
   void down_tiles(const moe_experts_args& args, const Plan& plan, int64_t first, int64_t last, uint32_t thread) const {
     const int64_t choices = args.num_tokens * args.top_k;
-    float* partials = plan.partials + static_cast<int64_t>(thread) * kDownTiles * args.num_tokens * config_.top_k * kTileRows;
+    float* partials = plan.partials + static_cast<int64_t>(thread) * plan.thread_partials;
     for (int64_t s = 0; s < plan.num_segments; ++s) {
       for (int64_t t = first; t < last; ++t) down_tile(args, plan, plan.segments[s], t, partials + (t - first) * choices * kTileRows);
     }

@@ -1,0 +1,123 @@
+import type { PackContext, PackedWeights } from '@moe-server/core';
+import { MoeError, SCHEME, messageOf } from '@moe-server/core';
+import type { CpuAddon, WeightsExternal } from './addon.js';
+import { layout } from './support.js';
+import type { MatrixNotes, PackableMatrix } from './weights.js';
+import { sourceBytes } from './weights.js';
+
+/** What `PackedWeights.handle` of this package is. */
+export interface CpuHandle {
+  readonly weights: WeightsExternal;
+  /** Per matrix, in the addon's order. */
+  readonly notes: readonly MatrixNotes[];
+}
+
+/** One unit of packing: an expert, or a module of a linear. Its buffers live until its promise has settled. */
+export interface PackUnit {
+  /** Index of its first matrix. */
+  readonly firstMatrix: number;
+  readonly read: () => Promise<readonly { readonly name: string; readonly matrix: PackableMatrix }[]>;
+}
+
+/** Units read and packed at the same time: reading one overlaps with packing another, and peak memory is this many units above the packed size. */
+const unitsInFlight = 3;
+
+/**
+ * Fills packed weights unit by unit.
+ *
+ * @throws {MoeError} MOE_CHECKPOINT_TENSOR for NaN in codes or scales; whatever reading throws. The weights are disposed then.
+ */
+export async function packUnits(
+  addon: CpuAddon,
+  weights: WeightsExternal,
+  units: readonly PackUnit[],
+  schemes: readonly string[],
+  context: PackContext,
+): Promise<PackedWeights> {
+  const notes: MatrixNotes[] = [];
+  let next = 0;
+  let failed = false;
+  const lane = async (): Promise<void> => {
+    for (let unit = units[next++]; unit !== undefined && !failed; unit = units[next++]) {
+      context.signal?.throwIfAborted();
+      const { firstMatrix, read } = unit;
+      const matrices = await read();
+      const jobs = matrices.map(({ name, matrix }, i) => {
+        notes[firstMatrix + i] = matrix.notes;
+        return addon.packMatrix(weights, firstMatrix + i, matrix.source).catch((error: unknown) => {
+          throw packError(name, error);
+        });
+      });
+      await Promise.all(jobs);
+      context.onProgress?.(matrices.reduce((sum, { matrix }) => sum + sourceBytes(matrix.source), 0));
+    }
+  };
+  const lanes = Array.from({ length: unitsInFlight }, () =>
+    lane().catch((error: unknown) => {
+      failed = true;
+      throw error;
+    }),
+  );
+  const results = await Promise.allSettled(lanes);
+  const rejected = results.find((result) => result.status === 'rejected');
+  if (rejected !== undefined) {
+    addon.disposeWeights(weights);
+    throw rejected.reason;
+  }
+  const handle: CpuHandle = { weights, notes };
+  return {
+    layout,
+    [SCHEME]: schemes,
+    residentBytes: addon.weightsBytes(weights),
+    handle,
+    dispose: () => {
+      addon.disposeWeights(weights);
+    },
+  };
+}
+
+/** Calls the addon's allocator. @throws {MoeError} MOE_DEVICE_MEMORY. */
+export function allocateWeights(name: string, bytes: number, allocate: () => WeightsExternal): WeightsExternal {
+  try {
+    return allocate();
+  } catch (error) {
+    if (codeOf(error) !== 'OUT_OF_MEMORY') throw error;
+    throw new MoeError(
+      'MOE_DEVICE_MEMORY',
+      `${name}: there are no ${bytes} bytes left for its packed weights. Use a machine with more memory, or a smaller checkpoint.`,
+      { layer: name, bytes },
+      { cause: error },
+    );
+  }
+}
+
+/**
+ * The handle inside packed weights.
+ *
+ * @throws {MoeError} MOE_PLUGIN_BRAND for weights of another layout.
+ */
+export function handleOf(name: string, packed: PackedWeights): CpuHandle {
+  if (packed.layout !== layout) {
+    throw new MoeError('MOE_PLUGIN_BRAND', `${name}: the cpu backend reads the layout ${layout}, the packed weights have ${packed.layout}.`, {
+      layer: name,
+      expected: layout,
+      actual: packed.layout,
+    });
+  }
+  return packed.handle as CpuHandle;
+}
+
+function codeOf(error: unknown): unknown {
+  return typeof error === 'object' && error !== null && 'code' in error ? error.code : undefined;
+}
+
+function packError(name: string, error: unknown): unknown {
+  const code = codeOf(error);
+  if (code !== 'NAN_CODE' && code !== 'BAD_SCALE') return error;
+  return new MoeError(
+    'MOE_CHECKPOINT_TENSOR',
+    `${name}: ${messageOf(error)}. The checkpoint is damaged, or was exported wrongly; download or export it again.`,
+    { matrix: name },
+    { cause: error },
+  );
+}

@@ -1,0 +1,136 @@
+import type { ActivationSupport, Arithmetic, CpuFeature, ExpertSupportRule, LinearSupportRule } from '@moe-server/core';
+import { deriveNumerics, schemeFamily, schemeInfo } from '@moe-server/core';
+import type { InstructionSet } from './addon.js';
+import type { CpuScheme } from './formats.js';
+
+/** The layout that every rule shares, so that kernels for different token counts or numerics can run on the same weights. */
+export const layout = 'cpu/r16@1';
+
+/** Extensions that the kernels of an instruction set use, exactly those they are compiled with. */
+const features: Readonly<Record<InstructionSet, readonly CpuFeature[]>> = {
+  avx512: [
+    'avx2',
+    'fma',
+    'f16c',
+    'avx512f',
+    'avx512bw',
+    'avx512vl',
+    'avx512dq',
+    'avx512vbmi',
+    'avx512vnni',
+    'avx512bf16',
+  ],
+  avx2: ['avx2', 'fma', 'f16c'],
+  portable: [],
+};
+
+/** What is said of several schemes at once. */
+interface Variant {
+  readonly name: string;
+  readonly schemes: readonly CpuScheme[];
+  /** `scheme`: inputs are quantized as the scheme says. `float`: inputs stay floats. */
+  readonly inputs: 'scheme' | 'float';
+}
+
+const fp8: readonly CpuScheme[] = ['fp8.tensor.static', 'fp8.tensor.dynamic', 'fp8.channel', 'fp8.block128'];
+const variants: readonly Variant[] = [
+  { name: 'nvfp4-same', schemes: ['nvfp4.w4a4'], inputs: 'scheme' },
+  { name: 'nvfp4-wider', schemes: ['nvfp4.w4a4'], inputs: 'float' },
+  { name: 'nvfp4-w4a16', schemes: ['nvfp4.w4a16'], inputs: 'float' },
+  { name: 'fp8-same', schemes: fp8, inputs: 'scheme' },
+  { name: 'fp8-wider', schemes: fp8, inputs: 'float' },
+  { name: 'mxfp4', schemes: ['mxfp4.w4a16'], inputs: 'float' },
+  { name: 'bf16', schemes: ['bf16'], inputs: 'float' },
+  { name: 'f16', schemes: ['f16'], inputs: 'float' },
+];
+
+/**
+ * What the kernels do. AVX-512 multiplies bf16 pairs (vdpbf16ps), so float inputs are rounded to bf16 there; AVX2 and the portable path
+ * multiply float32. IEEE half weights have more fraction bits than bf16 and meet float32 everywhere. Quantized inputs follow the scheme exactly, and
+ * what they quantize between the projections was rounded to bf16 first. Every sum is in float32, whole numbers within a group of 16 are exact.
+ */
+function arithmeticOf({ inputs, schemes }: Variant, isa: InstructionSet): Arithmetic {
+  const common = { weights: 'exact', accumulator: 'f32', output: 'f32' } as const;
+  if (inputs === 'scheme') return { ...common, input: { type: 'as-scheme' }, intermediate: 'bf16' };
+  const dtype = isa === 'avx512' && !schemes.includes('f16') ? 'bf16' : 'f32';
+  return { ...common, input: { type: 'float', dtype }, intermediate: dtype };
+}
+
+/** A rule of either kind with what the backends need to know beside it. */
+export interface RuleFacts {
+  readonly isa: InstructionSet;
+  readonly inputs: 'scheme' | 'float';
+}
+
+const facts = new Map<string, RuleFacts>();
+
+const common = variants.flatMap((variant) =>
+  (['avx512', 'avx2', 'portable'] as const).map((isa) => {
+    const id = `${variant.name}-${isa}`;
+    facts.set(id, { isa, inputs: variant.inputs });
+    return {
+      id,
+      schemes: variant.schemes,
+      device: {
+        type: 'cpu',
+        ...(isa === 'portable' ? {} : { features: features[isa], architectures: ['x64'] }),
+      },
+      tokens: { min: 1 },
+      arithmetic: arithmeticOf(variant, isa),
+      layout,
+      // Whole experts or slices of them: the kernels see sizes per rank and slots of -1.
+      parallel: ['tp', 'ep'],
+      bias: true,
+      // Every scale is per token or finer, and the order of every sum depends on the sizes only.
+      batchInvariant: true,
+    } as const satisfies Partial<ExpertSupportRule<CpuScheme>>;
+  }),
+);
+
+const activations: readonly ActivationSupport[] = [
+  { type: 'silu' },
+  // A limit below zero would turn the clamp of `up` around.
+  { type: 'swiglu', alpha: {}, limit: { min: 0 } },
+];
+
+/** Any size: tiles and groups that a matrix does not fill are padded with zeros. What a format itself asks of columns is the core's to check. */
+const anySize = { multipleOf: 1 } as const;
+
+/** Rules of the experts. */
+export const expertRules: readonly ExpertSupportRule<CpuScheme>[] = common.map((rule) => ({
+  ...rule,
+  activations,
+  sizes: { hiddenSize: anySize, moeIntermediateSize: anySize },
+  numExperts: { min: 1 },
+  topK: { min: 1 },
+}));
+
+/** Rules of the linears. */
+export const linearRules: readonly LinearSupportRule<CpuScheme>[] = common.map((rule) => ({
+  ...rule,
+  sizes: { inFeatures: anySize, outFeatures: anySize },
+}));
+
+/** @throws {TypeError} for an id that is not one of ours. */
+export function factsOf(ruleId: string): RuleFacts {
+  const known = facts.get(ruleId);
+  if (known === undefined) throw new TypeError(`"${ruleId}" is not a rule of the cpu backend.`);
+  return known;
+}
+
+const instructionSetRank: Readonly<Record<InstructionSet, number>> = { avx512: 30, avx2: 20, portable: 10 };
+
+/**
+ * Which of *same* and *wider* goes first where a scheme has both, by measurement (bench/kernels.mjs; see docs/benchmarks): NVFP4 with exact
+ * integers does more products per second in prefill and as many in decode; FP8 inputs cost a quantization and save nothing, because both
+ * variants run through the same bf16 products.
+ */
+const preferred: Readonly<Record<string, 'same' | 'wider'>> = { nvfp4: 'same', fp8: 'wider' };
+
+/** The default order: the widest instruction set, then the preferred numerics. */
+export function priorityOf(scheme: CpuScheme, rule: ExpertSupportRule<CpuScheme> | LinearSupportRule<CpuScheme>): number {
+  const info = schemeInfo(scheme);
+  const numerics = info === undefined ? 'approximate' : deriveNumerics(info, rule.arithmetic);
+  const isPreferred = preferred[schemeFamily(scheme)] === numerics;
+  return instructionSetRank[factsOf(rule.id).isa] + (isPreferred ? 1 : 0);
+}
