@@ -16,8 +16,6 @@ export * from './device/commands.js';
 export * from './device/step-inputs.js';
 export type * from './device/device.js';
 export { createTypescriptDevice } from './device/typescript-device.js';
-export { cpuDeviceProblem, createCpuDevice, measureBandwidth } from './device/cpu-device.js';
-export type { CpuDeviceOptions } from './device/cpu-device.js';
 export * from './device/cpu-device.js';
 // Models
 export * from './model-config.js';
