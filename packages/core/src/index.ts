@@ -6,6 +6,7 @@ export * from './quant/quant-scheme.js';
 export * from './arithmetic.js';
 // Devices and layers, as the oracle sees them
 export * from './device-info.js';
+export * from './device-profiles.js';
 export * from './layer-spec.js';
 // The contract
 export * from './backend.js';
@@ -44,6 +45,7 @@ export type { PreparedBinding, PreparedLayer } from './oracle/prepared-layer.js'
 export * from './plugin-host.js';
 export type { Hooks } from './hooks.js';
 export * from './tokens.js';
+export * from './native-addon.js';
 export {
   eraseLinearBackend,
   eraseMoeBackend,

@@ -7,6 +7,7 @@ import type { DeviceInfo } from '../device-info.js';
 import type { Activation, ParallelPlacement, RoutingMethod } from '../layer-spec.js';
 import { schemeInfo } from '../quant/quant-scheme.js';
 
+/** The rule must list every scheme of the layer, and each must be defined. */
 export function schemeRefusal(schemes: readonly string[], supported: readonly string[]): Refusal | undefined {
   const undefinedScheme = schemes.find((scheme) => schemeInfo(scheme) === undefined);
   if (undefinedScheme !== undefined) {
@@ -27,6 +28,7 @@ export function schemeRefusal(schemes: readonly string[], supported: readonly st
   );
 }
 
+/** Device type, then compute capability or instruction sets. */
 export function deviceRefusal(device: DeviceInfo, support: DeviceSupport): Refusal | undefined {
   if (support.type !== device.type) {
     const wanted = support.type === 'cpu' ? 'a CPU' : `a CUDA device of ${describeSm(support.sm)}`;
@@ -55,6 +57,7 @@ export function deviceRefusal(device: DeviceInfo, support: DeviceSupport): Refus
   );
 }
 
+/** The activation with its parameters; one that the core does not know is covered by no rule. */
 export function activationRefusal(activation: Activation, supported: readonly ActivationSupport[]): Refusal | undefined {
   if (activation.type === 'other') {
     return refusal(
@@ -98,12 +101,21 @@ export function sizeRefusal(
   );
 }
 
+/** What the format itself asks of the columns of a matrix, whatever the rule says: whole groups of one scale. */
+export function formatRefusal(dimension: RefusalDimension, label: string, columns: number, scheme: string): Refusal | undefined {
+  const group = schemeInfo(scheme)?.groupColumns ?? 1;
+  if (columns % group === 0) return undefined;
+  return refusal(dimension, `${scheme} has one scale per ${group} columns, and ${label} is ${columns}`, { multipleOf: group }, columns);
+}
+
+/** A count within an interval. */
 export function rangeRefusal(dimension: RefusalDimension, label: string, actual: number, required: Range): Refusal | undefined {
   if (!isKnownCount(actual)) return unknownRefusal(dimension, label, actual, required);
   const outside = describeOutside(actual, required);
   return outside === undefined ? undefined : refusal(dimension, `it takes ${outside} ${label}; the layer has ${actual}`, required, actual);
 }
 
+/** Only for kernels that route by themselves: the method must be one of theirs, in every parameter. */
 export function routingRefusal(routing: RoutingMethod, supported: readonly RoutingMethod[] | undefined): Refusal | undefined {
   if (supported === undefined) return undefined;
   const keys = ['score', 'order', 'renormalize', 'numGroups', 'topkGroups', 'hasCorrectionBias', 'hasRouterBias', 'scalingFactor'] as const;
@@ -116,6 +128,7 @@ export function routingRefusal(routing: RoutingMethod, supported: readonly Routi
   );
 }
 
+/** Tensor and expert parallel, each where the layer is split. */
 export function parallelRefusal(parallel: ParallelPlacement, supported: readonly ('tp' | 'ep')[] | undefined): (Refusal | undefined)[] {
   const ask = (size: number, key: 'tp' | 'ep', label: string) => {
     if (size === 1 || (isKnownCount(size) && supported?.includes(key) === true)) return undefined;
@@ -152,6 +165,7 @@ export function describeDevice(device: DeviceInfo): string {
   return device.type === 'cuda' ? `${device.name} (${describeSmNumber(device.sm)})` : `${device.name} (CPU, ${device.architecture})`;
 }
 
+/** Inclusive on both sides; a value that is no number is in no range. */
 export function isInRange(value: number, { min, max }: Range): boolean {
   return Number.isFinite(value) && (min === undefined || value >= min) && (max === undefined || value <= max);
 }
@@ -162,6 +176,7 @@ export function listOf(words: readonly string[], conjunction = 'and'): string {
   return `${words.slice(0, -1).join(', ')} ${conjunction} ${words[words.length - 1] ?? ''}`;
 }
 
+/** A refusal whose message is `message` with a full stop. */
 export function refusal(dimension: RefusalDimension, message: string, required: unknown, actual: unknown): Refusal {
   return { dimension, message: `${message}.`, required, actual };
 }

@@ -291,6 +291,7 @@ export function narrowed<Spec extends LayerSpec, Rule extends Rules>(
   };
 }
 
+/** In the order of backend and rule. */
 export function sortRefusals(refused: readonly RuleRefusal[]): readonly RuleRefusal[] {
   return [...refused].sort((a, b) => compareText(a.backend, b.backend) || compareText(a.rule, b.rule));
 }

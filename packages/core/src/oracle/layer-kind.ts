@@ -1,7 +1,7 @@
 import type { ExpertSupportRule, LinearSupportRule, Refusal, SupportRule } from '../backend.js';
 import type { ExpertGroupSpec, LayerSpec, LinearSpec, ParallelPlacement } from '../layer-spec.js';
 import type { SchemeKey } from '../quant/quant-scheme.js';
-import { activationRefusal, flagRefusal, parallelRefusal, rangeRefusal, routingRefusal, sizeRefusal } from './dimensions.js';
+import { activationRefusal, flagRefusal, formatRefusal, parallelRefusal, rangeRefusal, routingRefusal, sizeRefusal } from './dimensions.js';
 
 /** The two differences between experts and linears that the oracle has to know; everything else is one generic function. */
 export interface LayerKind<Spec extends LayerSpec, Rule extends SupportRule<SchemeKey>> {
@@ -28,14 +28,15 @@ export const moeKind: LayerKind<ExpertGroupSpec, ExpertSupportRule> = {
         'different schemes for gate/up and down',
       ),
       activationRefusal(spec.activation, rule.activations),
-      sizeRefusal('hiddenSize', 'hidden_size', spec.hiddenSize, rule.sizes.hiddenSize, 1),
+      sizeRefusal('hiddenSize', 'hidden_size', spec.hiddenSize, rule.sizes.hiddenSize, 1) ??
+        formatRefusal('hiddenSize', 'hidden_size', spec.hiddenSize, spec.schemes.w13),
       sizeRefusal(
         'moeIntermediateSize',
         'moe_intermediate_size',
         spec.moeIntermediateSize,
         rule.sizes.moeIntermediateSize,
         spec.parallel.tpSize,
-      ),
+      ) ?? formatRefusal('moeIntermediateSize', 'moe_intermediate_size', spec.moeIntermediateSize, spec.schemes.w2),
       rangeRefusal('numExperts', 'experts', numSlots, rule.numExperts) ??
         (rule.routing === undefined ? undefined : rangeRefusal('numExperts', 'num_experts', spec.numExperts, rule.numExperts)),
       rangeRefusal('topK', 'top_k', spec.topK, rule.topK),
@@ -65,7 +66,8 @@ export const linearKind: LayerKind<LinearSpec, LinearSupportRule> = {
   schemes: (spec) => [spec.scheme],
   refusals: (spec, rule) =>
     compact([
-      sizeRefusal('inFeatures', 'in_features', spec.inFeatures, rule.sizes.inFeatures, 1),
+      sizeRefusal('inFeatures', 'in_features', spec.inFeatures, rule.sizes.inFeatures, 1) ??
+        formatRefusal('inFeatures', 'in_features', spec.inFeatures, spec.scheme),
       sizeRefusal('outFeatures', 'out_features', spec.outFeatures, rule.sizes.outFeatures, 1),
       ...parallelRefusal(spec.parallel, rule.parallel),
       flagRefusal('bias', spec.hasBias, rule.bias, 'a bias'),

@@ -119,7 +119,7 @@ function classify<Spec extends LayerSpec, Rule extends Rules>(
   const sorted = [...groups.entries()].sort(([a], [b]) => compareText(a, b));
   return sorted.map(([, { chain, layers: alike }]) => {
     // A group is never empty; its first layer stands for all.
-    const spec = alike[0] as Spec;
+    const spec = alike[0]!;
     const asked = evaluate(kind, spec, registry, chain, context);
     const evaluation = narrow === undefined ? asked : narrowed(asked, spec, narrow);
     return {

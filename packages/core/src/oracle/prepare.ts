@@ -220,7 +220,7 @@ function checkPacked(
   if (packed.layout === layout && got.join() === expected.join()) return;
   throw new MoeError(
     'MOE_PLUGIN_BRAND',
-    `The backend "${backend}" (rule ${rule}) packed ${layer} as ${got.join('+') || 'unbranded weights'} in layout ${String(packed.layout)}; the plan says ${expected.join('+')} in layout ${layout}. Report this to the plugin's author.`,
+    `The backend "${backend}" (rule ${rule}) packed ${layer} as ${got.join('+') || 'unbranded weights'} in layout ${packed.layout}; the plan says ${expected.join('+')} in layout ${layout}. Report this to the plugin's author.`,
     { backend, rule, layer, expected: { schemes: expected, layout }, got: { schemes: got, layout: packed.layout } },
   );
 }
@@ -255,16 +255,16 @@ function checkBrand(
 
 /**
  * Puts the scheme type back. Sound for these reasons together: the rule covers the group's schemes (asked again by the caller), and every matrix
- * is checked against the group's schemes before the backend sees it. S stands for those schemes.
+ * is checked against the group's schemes before the backend sees it. The widest type stands for the schemes that only the run time knows.
  */
-async function packExperts<S extends SchemeKey>(
+async function packExperts(
   erased: ErasedBackend<ExpertGroupSpec, ExpertSupportRule>,
   { id }: ExpertSupportRule,
   group: ExpertGroupSpec,
   weights: ExpertWeights,
   context: PrepareContext,
 ): Promise<PackedWeights> {
-  const backend = erased.implementation as MoeBackend<S>;
+  const backend = erased.implementation as MoeBackend;
   if (weights.numExperts !== group.experts.length) {
     throw new MoeError('MOE_INTERNAL', `${group.name} has ${group.experts.length} experts, its weights ${weights.numExperts}.`, {
       layer: group.name,
@@ -285,29 +285,29 @@ async function packExperts<S extends SchemeKey>(
       return expert;
     },
   };
-  return backend.pack(group, ownRule(backend.rules, id), checked as ExpertWeights<S>, context);
+  return backend.pack(group, ownRule(backend.rules, id), checked, context);
 }
 
-async function expertsKernel<S extends SchemeKey>(
+async function expertsKernel(
   erased: ErasedBackend<ExpertGroupSpec, ExpertSupportRule>,
   { id }: ExpertSupportRule,
   group: ExpertGroupSpec,
   packed: PackedWeights,
   context: KernelContext,
 ): Promise<Kernel> {
-  const backend = erased.implementation as MoeBackend<S>;
+  const backend = erased.implementation as MoeBackend;
   return backend.createKernel(group, ownRule(backend.rules, id), packed, context);
 }
 
 /** As {@link packExperts}. */
-async function packLinear<S extends SchemeKey>(
+async function packLinear(
   erased: ErasedBackend<LinearSpec, LinearSupportRule>,
   { id }: LinearSupportRule,
   linear: LinearSpec,
   weights: LinearWeights,
   context: PrepareContext,
 ): Promise<PackedWeights> {
-  const backend = erased.implementation as LinearBackend<S>;
+  const backend = erased.implementation as LinearBackend;
   if (weights.numModules !== linear.modules.length) {
     throw new MoeError('MOE_INTERNAL', `${linear.name} has ${linear.modules.length} modules, its weights ${weights.numModules}.`, {
       layer: linear.name,
@@ -321,17 +321,17 @@ async function packLinear<S extends SchemeKey>(
       return module;
     },
   };
-  return backend.pack(linear, ownRule(backend.rules, id), checked as LinearWeights<S>, context);
+  return backend.pack(linear, ownRule(backend.rules, id), checked, context);
 }
 
-async function linearKernel<S extends SchemeKey>(
+async function linearKernel(
   erased: ErasedBackend<LinearSpec, LinearSupportRule>,
   { id }: LinearSupportRule,
   linear: LinearSpec,
   packed: PackedWeights,
   context: KernelContext,
 ): Promise<Kernel> {
-  const backend = erased.implementation as LinearBackend<S>;
+  const backend = erased.implementation as LinearBackend;
   return backend.createKernel(linear, ownRule(backend.rules, id), packed, context);
 }
 

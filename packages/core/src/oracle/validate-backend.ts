@@ -239,7 +239,7 @@ function print(value: unknown): string {
   if (value === undefined) return 'left out';
   if (typeof value === 'function' || typeof value === 'symbol') return `a ${typeof value}`;
   try {
-    return JSON.stringify(value) ?? String(value);
+    return JSON.stringify(value);
   } catch {
     return 'not plain data';
   }
