@@ -37,6 +37,34 @@ export interface EngineOptions {
   readonly randomSeed?: () => bigint;
 }
 
+/** What a server is told, and what the model brings, as far as it decides how large a step may be. */
+export interface StepSizes {
+  readonly maxNumSeqs: number;
+  readonly maxNumBatchedTokens: number;
+  readonly maxModelLen: number;
+  readonly blockSize: number;
+  readonly vocabSize: number;
+}
+
+/** Memory for the logits of one step; what is left of it beside one row per sequence scores prompts. */
+const maxLogitBytes = 64 * 2 ** 20;
+/** Adjustments that every step can hold, 16 bytes each, so that a few requests with penalties and long prompts run side by side. */
+const minAdjustments = 65_536;
+/** Beside the tokens of prompt and answer a request can name so many: logit_bias, stop_token_ids and the model's end tokens. */
+const maxNamedTokens = 2048;
+
+/** Limits for the runner such that no request that fits the context is ever too large for a step. */
+export function stepLimitsFor({ maxNumSeqs, maxNumBatchedTokens, maxModelLen, blockSize, vocabSize }: StepSizes): StepLimits {
+  const adjustmentsOfOne = Math.min(vocabSize, maxModelLen + maxNamedTokens);
+  return {
+    maxNumTokens: maxNumBatchedTokens,
+    maxNumSeqs,
+    maxLogitRows: Math.max(maxNumSeqs, Math.min(maxNumBatchedTokens, Math.floor(maxLogitBytes / (4 * vocabSize)))),
+    maxBlocksPerSeq: Math.ceil(maxModelLen / blockSize),
+    maxAdjustments: Math.max(adjustmentsOfOne, Math.min(maxNumSeqs * adjustmentsOfOne, minAdjustments)),
+  };
+}
+
 /** The numbers of {@link EngineOptions}, complete and consistent. */
 export interface EngineConfig {
   readonly numBlocks: number;
