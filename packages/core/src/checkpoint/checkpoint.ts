@@ -127,11 +127,11 @@ export class Checkpoint {
     wanted.sort((a, b) => (a.info.file === b.info.file ? a.info.begin - b.info.begin : a.info.file < b.info.file ? -1 : 1));
     const out = new Array<Uint8Array<ArrayBuffer>>(names.length);
     for (let first = 0; first < wanted.length;) {
-      const { file, begin } = (wanted[first] as (typeof wanted)[number]).info;
+      const { file, begin } = wanted[first]!.info;
       let next = first;
       let end = begin;
       for (; next < wanted.length; next++) {
-        const { info } = wanted[next] as (typeof wanted)[number];
+        const { info } = wanted[next]!;
         if (info.file !== file || info.begin > end + maxGapBytes) break;
         end = Math.max(end, info.end);
       }
@@ -196,7 +196,7 @@ export class Checkpoint {
   }
 
   #shard(file: string): ShardFile {
-    return this.#shards.get(file) as ShardFile;
+    return this.#shards.get(file)!;
   }
 }
 

@@ -34,7 +34,7 @@ export class ConfigReader {
 
   /** @param file - for messages. */
   static of(config: Readonly<Record<string, unknown>>, file = 'config.json'): ConfigReader {
-    const text = config['text_config'];
+    const text = config.text_config;
     const top = { path: '', fields: config };
     return new ConfigReader(file, isRecord(text) ? [{ path: 'text_config.', fields: text }, top] : [top]);
   }

@@ -51,7 +51,7 @@ export function describeModel(
 ): ModelDescription {
   requireSingleRank('The model', parallel);
   const config = ConfigReader.of(checkpoint.config);
-  const modelType = typeof checkpoint.config['model_type'] === 'string' ? checkpoint.config['model_type'] : config.string('model_type', '');
+  const modelType = typeof checkpoint.config.model_type === 'string' ? checkpoint.config.model_type : config.string('model_type', '');
   const architecture = config.optionalStrings('architectures')?.[0];
   const family = findFamily(architecture, modelType);
   const quantization = parseQuantization(checkpoint.config, checkpoint.hfQuantConfig);

@@ -135,7 +135,7 @@ function transpose(values: Uint16Array, rows: number, columns: number, first: nu
   const out = new Uint16Array(outRows * rows);
   for (let row = 0; row < outRows; row++) {
     const column = first + row * step;
-    for (let k = 0; k < rows; k++) out[row * rows + k] = values[k * columns + column] as number;
+    for (let k = 0; k < rows; k++) out[row * rows + k] = values[k * columns + column]!;
   }
   return out;
 }

@@ -21,7 +21,7 @@ export function scanJson(bytes: Uint8Array, maxDepth: number): JsonScan {
   let depth = 0;
   let firstOtherLiteral = -1;
   for (let i = 0; i < bytes.length; i++) {
-    const byte = bytes[i] as number;
+    const byte = bytes[i]!;
     if (byte === quote) {
       i++;
       while (i < bytes.length && bytes[i] !== quote) i += bytes[i] === backslash ? 2 : 1;
@@ -31,7 +31,7 @@ export function scanJson(bytes: Uint8Array, maxDepth: number): JsonScan {
     } else if (byte === 0x7d || byte === 0x5d) {
       depth = Math.max(depth - 1, 0);
     } else if (byte === 0x3a) {
-      membersAtDepth[depth] = (membersAtDepth[depth] as number) + 1;
+      membersAtDepth[depth] = membersAtDepth[depth]! + 1;
     } else if (firstOtherLiteral < 0 && !isPlain(byte)) {
       firstOtherLiteral = i;
     }

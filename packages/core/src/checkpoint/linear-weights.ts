@@ -1,7 +1,6 @@
 import type { LinearWeights } from '../backend.js';
 import { MoeError } from '../errors.js';
 import type { LinearSpec } from '../layer-spec.js';
-import type { SchemeKey, SchemeRegistry } from '../quant/quant-scheme.js';
 import type { Checkpoint } from './checkpoint.js';
 import { biasValues, requireSingleRank } from './expert-weights.js';
 import { checkTensor, locateModule } from './module-tensors.js';
@@ -30,7 +29,7 @@ export function openLinearWeights(checkpoint: Checkpoint, linear: LinearSpec): L
       const located = locateModule(checkpoint, module.name, linear.scheme, module.outFeatures, linear.inFeatures);
       const [matrix] = await readMatrices(checkpoint, [located]);
       const bias = linear.hasBias ? await readBias(checkpoint, module.name, module.outFeatures) : undefined;
-      return { matrix: matrix as SchemeRegistry[SchemeKey], bias };
+      return { matrix: matrix!, bias };
     },
   };
 }

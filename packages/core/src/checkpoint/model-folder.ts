@@ -90,7 +90,7 @@ export async function findWeightFiles(directory: string): Promise<WeightFiles> {
   }
   const index = await readJson(directory, indexFile, 'MOE_CHECKPOINT_INDEX');
   if (index === undefined) throw await noWeights(directory);
-  const map = isRecord(index) ? index['weight_map'] : undefined;
+  const map = isRecord(index) ? index.weight_map : undefined;
   if (!isRecord(map)) throw indexError('weight_map', 'expected an object {"weight_map": {tensor: file}}');
   const fileOf = new Map<string, string>();
   const files = new Set<string>();

@@ -96,6 +96,12 @@ export function locateModule(
       const weight = at.require(['weight_packed', 'weight'], ['u8'], [[rows, columns / 2]]);
       return { ...base, scheme, weight, scale: at.require(['weight_scale'], ['u8', 'f8e8m0'], [[rows, columns / 32]]) };
     }
+    default:
+      throw new MoeError(
+        'MOE_UNSUPPORTED_QUANTIZATION',
+        `${module}: the core cannot read weights of the scheme "${String(scheme)}"; only the plugin that defines it can.`,
+        { module, scheme },
+      );
   }
 }
 

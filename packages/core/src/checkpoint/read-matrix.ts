@@ -20,16 +20,17 @@ export async function readMatrices(checkpoint: Checkpoint, modules: readonly Mod
   const names = modules.flatMap((module) => tensorsOf(module).map(({ name }) => name));
   const buffers = await checkpoint.readMany(names);
   const bytesOf = new Map(names.map((name, i) => [name, buffers[i] as Bytes]));
-  return modules.map((module) => assemble(module, (info) => bytesOf.get(info.name) as Bytes));
+  return modules.map((module) => assemble(module, (info) => bytesOf.get(info.name)!));
 }
 
+/** locateModule lets no other scheme through. */
 function assemble(module: ModuleTensors, bytesOf: (info: TensorInfo) => Bytes): SchemeRegistry[SchemeKey] {
   const { rows, columns, weight, scale, globalScale, inputScale } = module;
   const codes = bytesOf(weight);
   switch (module.scheme) {
     case 'bf16':
     case 'f16':
-      return { [SCHEME]: module.scheme, rows, columns, values: new Uint16Array(codes.buffer) } as SchemeRegistry['bf16' | 'f16'];
+      return { [SCHEME]: module.scheme, rows, columns, values: new Uint16Array(codes.buffer) };
     case 'nvfp4.w4a4':
     case 'nvfp4.w4a16': {
       const input = inputScale === undefined ? undefined : readScalar(inputScale, bytesOf(inputScale));
@@ -42,7 +43,7 @@ function assemble(module: ModuleTensors, bytesOf: (info: TensorInfo) => Bytes): 
         globalScale: readScalar(present(globalScale), bytesOf(present(globalScale))),
         globalScaleIs: module.globalScaleIs ?? 'factor',
         inputScale: input !== undefined && module.inputScaleIs === 'divisor' ? Math.fround(1 / input) : input,
-      } as SchemeRegistry['nvfp4.w4a4' | 'nvfp4.w4a16'];
+      };
     }
     case 'fp8.tensor.static':
     case 'fp8.tensor.dynamic':
@@ -53,13 +54,15 @@ function assemble(module: ModuleTensors, bytesOf: (info: TensorInfo) => Bytes): 
         codes,
         scale: readScalar(present(scale), bytesOf(present(scale))),
         inputScale: inputScale === undefined ? undefined : readScalar(inputScale, bytesOf(inputScale)),
-      } as SchemeRegistry['fp8.tensor.static' | 'fp8.tensor.dynamic'];
+      };
     case 'fp8.channel':
       return { [SCHEME]: module.scheme, rows, columns, codes, rowScales: readScales(present(scale), bytesOf(present(scale))) };
     case 'fp8.block128':
       return { [SCHEME]: module.scheme, rows, columns, codes, blockScales: readScales(present(scale), bytesOf(present(scale))) };
     case 'mxfp4.w4a16':
       return { [SCHEME]: module.scheme, rows, columns, codes, blockScales: checkE8m0Scales(present(scale), bytesOf(present(scale))) };
+    default:
+      throw new TypeError(`a module was located with the scheme ${String(module.scheme)}, which the core cannot read`);
   }
 }
 
@@ -71,14 +74,14 @@ function present(info: TensorInfo | undefined): TensorInfo {
 
 /** One positive, finite value. */
 export function readScalar(info: TensorInfo, bytes: Bytes): number {
-  return readScales(info, bytes)[0] as number;
+  return readScales(info, bytes)[0]!;
 }
 
 /** Positive, finite values of an F32, BF16, F16 or E8M0 tensor. */
 function readScales(info: TensorInfo, bytes: Bytes): Float32Array {
   const scales = toFloat32(info, bytes);
   for (let i = 0; i < scales.length; i++) {
-    const value = scales[i] as number;
+    const value = scales[i]!;
     if (!(value > 0 && value < Infinity)) {
       throw tensorError(info, `element ${String(i)} is ${String(value)}; a scale must be positive and finite`, {
         index: i,
@@ -96,7 +99,7 @@ function toFloat32(info: TensorInfo, bytes: Bytes): Float32Array {
     case 'f16':
       return f16ToFloat32(new Uint16Array(bytes.buffer));
     case 'f8e8m0':
-      return Float32Array.from(bytes, (byte) => e8m0Values[byte] as number);
+      return Float32Array.from(bytes, (byte) => e8m0Values[byte]!);
     default:
       return new Float32Array(bytes.buffer);
   }
@@ -106,7 +109,7 @@ function toFloat32(info: TensorInfo, bytes: Bytes): Float32Array {
 function checkE4m3Scales(info: TensorInfo, bytes: Bytes): Bytes {
   const index = findInvalidE4m3Scale(bytes);
   if (index < 0) return bytes;
-  const byte = bytes[index] as number;
+  const byte = bytes[index]!;
   const what = (byte & 0x7f) === 0x7f ? 'NaN' : 'negative';
   throw tensorError(
     info,

@@ -163,7 +163,7 @@ function parseJson(bytes: Uint8Array, fail: Fail): Record<string, unknown> {
 function describeOwner(header: Record<string, unknown>): string {
   for (const name in header) {
     const entry = header[name];
-    const text = isRecord(entry) ? JSON.stringify([entry['shape'], entry['data_offsets']]) : JSON.stringify(entry);
+    const text = isRecord(entry) ? JSON.stringify([entry.shape, entry.data_offsets]) : JSON.stringify(entry);
     if (name !== '__metadata__' && /[-.a-z]/i.test(text)) return `, in tensor ${name}`;
   }
   return '';
@@ -220,14 +220,15 @@ function parseTensor(name: string, entry: unknown, file: string, dataStart: numb
     throw failTensor('its data_offsets must be two non-negative integers', { actual: offsets });
   const [begin, end] = offsets as [number, number];
   let numElements = 1;
-  for (const size of shape) numElements *= size;
+  for (const size of shape) numElements = Number.isSafeInteger(numElements) ? numElements * size : NaN;
   const bits = numElements * bitsOf(dtype);
   if (!Number.isSafeInteger(bits)) throw failTensor(`its shape [${shape.join(', ')}] overflows`, { actual: shape });
-  if (bits % 8 !== 0)
-    throw failTensor(`its shape [${shape.join(', ')}] of ${String(dtypeName)} does not fill whole bytes`, { actual: shape });
+  if (bits % 8 !== 0) {
+    throw failTensor(`its shape [${shape.join(', ')}] of ${safetensorsDtypeName(dtype)} does not fill whole bytes`, { actual: shape });
+  }
   if (end < begin || end - begin !== bits / 8) {
     throw failTensor(
-      `its data_offsets [${String(begin)}, ${String(end)}] hold ${String(end - begin)} bytes, but ${String(dtypeName)} [${shape.join(', ')}] needs ${String(bits / 8)}`,
+      `its data_offsets [${String(begin)}, ${String(end)}] hold ${String(end - begin)} bytes, but ${safetensorsDtypeName(dtype)} [${shape.join(', ')}] needs ${String(bits / 8)}`,
       { offset: dataStart + begin, expected: bits / 8, actual: end - begin },
     );
   }

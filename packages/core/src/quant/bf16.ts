@@ -7,13 +7,13 @@ const bits = new Uint32Array(float.buffer);
 /** Value of a bfloat16 bit pattern. */
 export function decodeBf16(pattern: number): number {
   bits[0] = pattern << 16;
-  return float[0] as number;
+  return float[0]!;
 }
 
 /** Bit pattern of the nearest bfloat16 of a float32 value, ties to even. NaN stays a quiet NaN. */
 export function encodeBf16(value: number): number {
   float[0] = value;
-  const pattern = bits[0] as number;
+  const pattern = bits[0]!;
   if (Number.isNaN(value)) return (pattern >>> 16) | 0x40;
   // >>> 0 first: the sum may pass 2^31 for negative values.
   return ((pattern + 0x7fff + ((pattern >>> 16) & 1)) >>> 0) >>> 16;
@@ -27,14 +27,14 @@ export function roundToBf16(value: number): number {
 /** Values of bfloat16 bit patterns. */
 export function bf16ToFloat32(patterns: Uint16Array): Float32Array {
   const out = new Uint32Array(patterns.length);
-  for (let i = 0; i < out.length; i++) out[i] = (patterns[i] as number) << 16;
+  for (let i = 0; i < out.length; i++) out[i] = patterns[i]! << 16;
   return new Float32Array(out.buffer);
 }
 
 /** Bit patterns of float32 values rounded to bfloat16. */
 export function float32ToBf16(values: Float32Array): Uint16Array {
   const out = new Uint16Array(values.length);
-  for (let i = 0; i < out.length; i++) out[i] = encodeBf16(values[i] as number);
+  for (let i = 0; i < out.length; i++) out[i] = encodeBf16(values[i]!);
   return out;
 }
 

@@ -11,7 +11,7 @@ export const e2m1Max = 6;
 
 /** Value of a code, 0..15. */
 export function decodeE2m1(code: number): number {
-  return e2m1Values[code & 15] as number;
+  return e2m1Values[code & 15]!;
 }
 
 /**

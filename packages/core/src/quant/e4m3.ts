@@ -17,7 +17,7 @@ export const e4m3Values: Float32Array = Float32Array.from({ length: 256 }, (_, b
 
 /** Value of a byte. */
 export function decodeE4m3(byte: number): number {
-  return e4m3Values[byte & 255] as number;
+  return e4m3Values[byte & 255]!;
 }
 
 const float = new Float32Array(1);
@@ -30,7 +30,7 @@ const bits = new Uint32Array(float.buffer);
 export function encodeE4m3(value: number): number {
   if (Number.isNaN(value)) return 0x7f;
   float[0] = value;
-  const pattern = bits[0] as number;
+  const pattern = bits[0]!;
   const sign = (pattern >>> 24) & 0x80;
   const magnitude = Math.abs(value);
   if (magnitude >= e4m3Max) return sign | 0x7e;
@@ -44,7 +44,7 @@ export function encodeE4m3(value: number): number {
 /** Position of the first byte of `bytes` that is NaN or negative, −1 when there is none. Zero of either sign is allowed. */
 export function findInvalidE4m3Scale(bytes: Uint8Array): number {
   for (let i = 0; i < bytes.length; i++) {
-    const byte = bytes[i] as number;
+    const byte = bytes[i]!;
     if (byte >= 0x7f && byte !== 0x80) return i;
   }
   return -1;

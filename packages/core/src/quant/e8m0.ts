@@ -7,7 +7,7 @@ export const e8m0Values: Float32Array = Float32Array.from({ length: 256 }, (_, b
 
 /** Value of a byte. */
 export function decodeE8m0(byte: number): number {
-  return e8m0Values[byte & 255] as number;
+  return e8m0Values[byte & 255]!;
 }
 
 /** Smallest power of two that is not below `value`, as a byte; 0 for zero, at most 254. */

@@ -16,7 +16,7 @@ export function decodeF16(pattern: number): number {
 /** Bit pattern of the nearest half of a float32 value, ties to even; magnitudes from 65520 on become infinite. */
 export function encodeF16(value: number): number {
   float[0] = value;
-  const pattern = bits[0] as number;
+  const pattern = bits[0]!;
   const sign = (pattern >>> 16) & 0x8000;
   const magnitude = Math.abs(value);
   if (Number.isNaN(value)) return sign | 0x7e00;

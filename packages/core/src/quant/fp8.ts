@@ -14,16 +14,13 @@ export function decodeFp8TensorWeights(weights: Fp8TensorWeights<string>): Float
 
 /** [rows, columns]: e4m3 · rowScales[n], rounded to float32. */
 export function decodeFp8ChannelWeights(weights: Fp8ChannelWeights<string>): Float32Array {
-  return decode(weights, (row) => weights.rowScales[row] as number);
+  return decode(weights, (row) => weights.rowScales[row]!);
 }
 
 /** [rows, columns]: e4m3 · blockScales[n/128, k/128], rounded to float32. */
 export function decodeFp8BlockWeights(weights: Fp8BlockWeights<string>): Float32Array {
   const blocksPerRow = Math.ceil(weights.columns / fp8BlockSize);
-  return decode(
-    weights,
-    (row, column) => weights.blockScales[((row / fp8BlockSize) | 0) * blocksPerRow + ((column / fp8BlockSize) | 0)] as number,
-  );
+  return decode(weights, (row, column) => weights.blockScales[((row / fp8BlockSize) | 0) * blocksPerRow + ((column / fp8BlockSize) | 0)]!);
 }
 
 /** `scaleAt` is asked once per row and run of 128 columns. */
@@ -36,7 +33,7 @@ function decode(
     for (let first = 0; first < columns; first += fp8BlockSize) {
       const scale = scaleAt(row, first);
       const end = row * columns + Math.min(first + fp8BlockSize, columns);
-      for (let i = row * columns + first; i < end; i++) out[i] = (e4m3Values[codes[i] as number] as number) * scale;
+      for (let i = row * columns + first; i < end; i++) out[i] = e4m3Values[codes[i]!]! * scale;
     }
   }
   return out;
@@ -51,7 +48,7 @@ export function encodeFp8TensorWeights<S extends 'fp8.tensor.static' | 'fp8.tens
 ): Fp8TensorWeights<S> {
   const scale = scaleFor(amaxOf(values, 0, rows * columns));
   const codes = new Uint8Array(rows * columns);
-  for (let i = 0; i < codes.length; i++) codes[i] = encodeE4m3(fround((values[i] as number) / scale));
+  for (let i = 0; i < codes.length; i++) codes[i] = encodeE4m3(fround(values[i]! / scale));
   return { [SCHEME]: options.scheme, rows, columns, codes, scale, inputScale: options.inputScale };
 }
 
@@ -62,7 +59,7 @@ export function encodeFp8ChannelWeights(values: Float32Array, rows: number, colu
   for (let row = 0; row < rows; row++) {
     const scale = scaleFor(amaxOf(values, row * columns, columns));
     rowScales[row] = scale;
-    for (let i = row * columns; i < (row + 1) * columns; i++) codes[i] = encodeE4m3(fround((values[i] as number) / scale));
+    for (let i = row * columns; i < (row + 1) * columns; i++) codes[i] = encodeE4m3(fround(values[i]! / scale));
   }
   return { [SCHEME]: 'fp8.channel', rows, columns, codes, rowScales };
 }
@@ -83,7 +80,7 @@ export function encodeFp8BlockWeights(values: Float32Array, rows: number, column
     blockScales[block] = scale;
     for (let row = firstRow; row < endRow; row++) {
       const first = row * columns + firstColumn;
-      for (let i = first; i < first + width; i++) codes[i] = encodeE4m3(fround((values[i] as number) / scale));
+      for (let i = first; i < first + width; i++) codes[i] = encodeE4m3(fround(values[i]! / scale));
     }
   }
   return { [SCHEME]: 'fp8.block128', rows, columns, codes, blockScales };
@@ -95,7 +92,7 @@ function scaleFor(amax: number): number {
 
 function amaxOf(values: Float32Array, first: number, count: number): number {
   let amax = 0;
-  for (let i = first; i < first + count; i++) amax = Math.max(amax, Math.abs(values[i] as number));
+  for (let i = first; i < first + count; i++) amax = Math.max(amax, Math.abs(values[i]!));
   return amax;
 }
 
@@ -133,7 +130,7 @@ export function quantizeFp8Input(x: Float32Array, columns: number, granularity: 
     const scale = staticScale ?? inputScale(granularity, amaxOf(x, first, count));
     scales[group] = scale;
     if (scale === 0) continue;
-    for (let i = first; i < first + count; i++) codes[i] = encodeE4m3(fround((x[i] as number) / scale));
+    for (let i = first; i < first + count; i++) codes[i] = encodeE4m3(fround(x[i]! / scale));
   }
   return { columns, granularity, codes, scales };
 }
@@ -148,7 +145,7 @@ export function dequantizeFp8Input(input: Fp8Input): Float32Array {
   const { codes, columns, granularity, scales } = input;
   const blocksPerRow = Math.ceil(columns / fp8BlockSize);
   return decode({ rows: codes.length / columns, columns, codes }, (row, column) => {
-    if (granularity === 'tensor') return scales[0] as number;
-    return scales[granularity === 'token' ? row : row * blocksPerRow + ((column / fp8BlockSize) | 0)] as number;
+    if (granularity === 'tensor') return scales[0]!;
+    return scales[granularity === 'token' ? row : row * blocksPerRow + ((column / fp8BlockSize) | 0)]!;
   });
 }

@@ -44,11 +44,11 @@ function throughInt8(x: Float32Array, columns: number, groupColumns: number): Fl
     for (let first = rowStart; first < rowStart + columns; first += groupColumns) {
       const end = Math.min(first + groupColumns, rowStart + columns);
       let amax = 0;
-      for (let i = first; i < end; i++) amax = Math.max(amax, Math.abs(x[i] as number));
+      for (let i = first; i < end; i++) amax = Math.max(amax, Math.abs(x[i]!));
       const scale = Math.fround(amax / 127);
       if (scale === 0) continue;
       // 1.5 · 2^52 rounds a double of either sign to an integer, ties to even.
-      for (let i = first; i < end; i++) out[i] = (Math.fround((x[i] as number) / scale) + 1.5 * 2 ** 52 - 1.5 * 2 ** 52) * scale;
+      for (let i = first; i < end; i++) out[i] = (Math.fround(x[i]! / scale) + 1.5 * 2 ** 52 - 1.5 * 2 ** 52) * scale;
     }
   }
   return out;

@@ -11,10 +11,10 @@ export function decodeMxfp4Weights(weights: Mxfp4Weights<string>): Float32Array 
   const { rows, columns, codes, blockScales } = weights;
   const out = new Float32Array(rows * columns);
   for (let i = 0; i < out.length; i += 2) {
-    const byte = codes[i >> 1] as number;
-    const scale = e8m0Values[blockScales[(i / mxfp4GroupColumns) | 0] as number] as number;
-    out[i] = (e2m1Values[byte & 15] as number) * scale;
-    out[i + 1] = (e2m1Values[byte >> 4] as number) * scale;
+    const byte = codes[i >> 1]!;
+    const scale = e8m0Values[blockScales[(i / mxfp4GroupColumns) | 0]!]!;
+    out[i] = e2m1Values[byte & 15]! * scale;
+    out[i + 1] = e2m1Values[byte >> 4]! * scale;
   }
   return out;
 }
@@ -26,12 +26,12 @@ export function encodeMxfp4Weights(values: Float32Array, rows: number, columns: 
   for (let block = 0; block < blockScales.length; block++) {
     const first = block * mxfp4GroupColumns;
     let amax = 0;
-    for (let i = first; i < first + mxfp4GroupColumns; i++) amax = Math.max(amax, Math.abs(values[i] as number));
+    for (let i = first; i < first + mxfp4GroupColumns; i++) amax = Math.max(amax, Math.abs(values[i]!));
     const byte = encodeE8m0AtLeast(amax / e2m1Max);
     blockScales[block] = byte;
     const scale = decodeE8m0(byte);
     for (let i = first; i < first + mxfp4GroupColumns; i += 2) {
-      codes[i >> 1] = encodeE2m1((values[i] as number) / scale) | (encodeE2m1((values[i + 1] as number) / scale) << 4);
+      codes[i >> 1] = encodeE2m1(values[i]! / scale) | (encodeE2m1(values[i + 1]! / scale) << 4);
     }
   }
   return { [SCHEME]: 'mxfp4.w4a16', rows, columns, codes, blockScales };

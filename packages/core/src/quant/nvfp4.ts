@@ -13,10 +13,10 @@ export function decodeNvfp4Weights(weights: Nvfp4Weights<string>): Float32Array 
   const { rows, columns, codes, blockScales, globalScale, globalScaleIs } = weights;
   const scaleOf = new Float32Array(256);
   for (let byte = 0; byte < 256; byte++) {
-    const scale = e4m3Values[byte] as number;
+    const scale = e4m3Values[byte]!;
     scaleOf[byte] = globalScaleIs === 'factor' ? scale * globalScale : scale / globalScale;
   }
-  return decodeBlocks(rows * columns, codes, (block) => scaleOf[blockScales[block] as number] as number);
+  return decodeBlocks(rows * columns, codes, (block) => scaleOf[blockScales[block]!]!);
 }
 
 function decodeBlocks(count: number, codes: Uint8Array, scaleOfBlock: (block: number) => number): Float32Array {
@@ -25,9 +25,9 @@ function decodeBlocks(count: number, codes: Uint8Array, scaleOfBlock: (block: nu
   for (let block = 0; block < numBlocks; block++) {
     const scale = scaleOfBlock(block);
     for (let i = block * nvfp4GroupColumns; i < (block + 1) * nvfp4GroupColumns; i += 2) {
-      const byte = codes[i >> 1] as number;
-      out[i] = (e2m1Values[byte & 15] as number) * scale;
-      out[i + 1] = (e2m1Values[byte >> 4] as number) * scale;
+      const byte = codes[i >> 1]!;
+      out[i] = e2m1Values[byte & 15]! * scale;
+      out[i + 1] = e2m1Values[byte >> 4]! * scale;
     }
   }
   return out;
@@ -73,15 +73,15 @@ export function encodeNvfp4Weights<S extends 'nvfp4.w4a4' | 'nvfp4.w4a16'>(
 
 function encodeBlock(values: Float32Array, first: number, scale: number, codes: Uint8Array): void {
   for (let i = first; i < first + nvfp4GroupColumns; i += 2) {
-    const low = encodeE2m1(fround((values[i] as number) / scale));
-    const high = encodeE2m1(fround((values[i + 1] as number) / scale));
+    const low = encodeE2m1(fround(values[i]! / scale));
+    const high = encodeE2m1(fround(values[i + 1]! / scale));
     codes[i >> 1] = low | (high << 4);
   }
 }
 
 function amaxOf(values: Float32Array, first: number, count: number): number {
   let amax = 0;
-  for (let i = first; i < first + count; i++) amax = Math.max(amax, Math.abs(values[i] as number));
+  for (let i = first; i < first + count; i++) amax = Math.max(amax, Math.abs(values[i]!));
   return amax;
 }
 
@@ -120,5 +120,5 @@ export function quantizeNvfp4Input(x: Float32Array, columns: number, globalScale
 /** [rows, columns]: e2m1 · (b · s) in float32. */
 export function dequantizeNvfp4Input(input: Nvfp4Input): Float32Array {
   const { codes, blockScales, globalScale } = input;
-  return decodeBlocks(codes.length * 2, codes, (block) => fround(decodeE4m3(blockScales[block] as number) * globalScale));
+  return decodeBlocks(codes.length * 2, codes, (block) => fround(decodeE4m3(blockScales[block]!) * globalScale));
 }

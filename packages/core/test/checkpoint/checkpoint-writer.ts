@@ -29,7 +29,7 @@ export function headerOf(tensors: Readonly<Record<string, TensorToWrite>>): {
   const header: Record<string, unknown> = { __metadata__: { format: 'pt' } };
   let at = 0;
   for (const [name, { dtype, shape }] of Object.entries(tensors)) {
-    const end = at + shape.reduce((product, size) => product * size, bytesPerElement[dtype] as number);
+    const end = at + shape.reduce((product, size) => product * size, bytesPerElement[dtype]!);
     header[name] = { dtype, shape, data_offsets: [at, end] };
     at = end;
   }

@@ -42,7 +42,7 @@ interface Corrupt {
 }
 
 const corrupt: readonly Corrupt[] = [
-  { name: 'without config.json', write: async () => undefined, code: 'MOE_CHECKPOINT_NOT_FOUND', says: ['config.json'] },
+  { name: 'without config.json', write: () => Promise.resolve(), code: 'MOE_CHECKPOINT_NOT_FOUND', says: ['config.json'] },
   {
     name: 'with a config.json that is no JSON',
     write: (folder) => writeFile(join(folder, 'config.json'), '{"a":'),

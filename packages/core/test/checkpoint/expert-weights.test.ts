@@ -7,7 +7,7 @@ import { bf16ToFloat32 } from '../../src/quant/bf16.js';
 import { decodeWeights } from '../../src/quant/decode-weights.js';
 import type { TensorToWrite } from './checkpoint-writer.js';
 import type { Storage, Tensors } from './tiny-models.js';
-import { bf16, floats, tinyQwen3Moe, tinySizes, withCheckpoint } from './tiny-models.js';
+import { bf16, floats, removeTensors, tinyQwen3Moe, tinySizes, withCheckpoint } from './tiny-models.js';
 
 const experts = 'model.layers.0.mlp.experts';
 const { hidden: h, intermediate: i, experts: e } = tinySizes;
@@ -243,7 +243,7 @@ describe('openLinearWeights', () => {
 
 function tinyGptOss(): { config: Record<string, unknown>; tensors: Tensors } {
   const { config, tensors } = tinyQwen3Moe();
-  for (const name of Object.keys(tensors)) if (name.includes('.experts.')) delete tensors[name];
+  removeTensors(tensors, (name) => name.includes('.experts.'));
   for (const [name, rows] of [
     ['q_proj', 128],
     ['k_proj', 64],

@@ -48,7 +48,7 @@ function schemesByModule(checkpoint: Checkpoint, { groups, linears }: ModelDescr
 /** Scheme that reference.json gives a module: by its own name, by `….experts.*`, or bf16 because it is not listed. */
 function expectedScheme({ family, schemes }: Reference, module: string): SchemeKey {
   const listed = schemes[module] ?? schemes[module.replace(/\.experts\..*/, '.experts.*')];
-  if (listed !== undefined) return schemeNames[listed] as SchemeKey;
+  if (listed !== undefined) return schemeNames[listed]!;
   return family === 'gpt_oss' && module.includes('.experts.') ? 'mxfp4.w4a16' : 'bf16';
 }
 

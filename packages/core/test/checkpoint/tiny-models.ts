@@ -84,6 +84,11 @@ export function moduleTensors(module: string, storage: Storage, rows: number, co
   }
 }
 
+/** Takes tensors out. */
+export function removeTensors(tensors: Tensors, isUnwanted: (name: string) => boolean): void {
+  for (const name of Object.keys(tensors)) if (isUnwanted(name)) Reflect.deleteProperty(tensors, name);
+}
+
 export const tinySizes = { hidden: 64, intermediate: 32, experts: 2, headDim: 32, vocabulary: 16 } as const;
 
 /** A Qwen3-MoE of one layer, two experts; every module stored as `storageOf` says. */

@@ -88,7 +88,9 @@ async function checkLinear(checkpoint: Checkpoint, linear: LinearSpec, tensors: 
 
 describe('input quantization', () => {
   for (const folder of fixtureFolders()) {
-    const reference = JSON.parse(readFileSync(join(folder, 'reference.json'), 'utf8')) as { readonly modes: Readonly<Record<string, unknown>> };
+    const reference = JSON.parse(readFileSync(join(folder, 'reference.json'), 'utf8')) as {
+      readonly modes: Readonly<Record<string, unknown>>;
+    };
     if (!('act_fp8' in reference.modes) && !('act_quant' in reference.modes)) continue;
 
     describe(basename(folder), () => {

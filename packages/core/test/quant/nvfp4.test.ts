@@ -76,10 +76,10 @@ describe('NVFP4 weights', () => {
           const weights = encodeNvfp4Weights(values, 2, 16, { scheme: 'nvfp4.w4a16', globalScaleIs });
           const decoded = decodeNvfp4Weights(weights);
           for (const [i, value] of values.entries()) {
-            const blockScale = decodeE4m3(weights.blockScales[i >> 4] as number);
+            const blockScale = decodeE4m3(weights.blockScales[i >> 4]!);
             const step = globalScaleIs === 'factor' ? blockScale * weights.globalScale : blockScale / weights.globalScale;
             // Half the distance between 4 and 6 is one step of the scale.
-            expect(Math.abs((decoded[i] as number) - value)).to.be.at.most(step * 1.0001);
+            expect(Math.abs(decoded[i]! - value)).to.be.at.most(step * 1.0001);
           }
         },
       ),
@@ -92,7 +92,7 @@ describe('NVFP4 inputs', () => {
   it('quantize a block below the calibrated maximum', () => {
     const scale = Math.fround(8 / 2688);
     const input = quantizeNvfp4Input(Float32Array.from(inputBlock), 16, scale);
-    expect(decodeE4m3(input.blockScales[0] as number)).to.equal(288);
+    expect(decodeE4m3(input.blockScales[0]!)).to.equal(288);
     expect(unpack(input.codes)).to.deep.equal([1, 12, 6, 0, 5, 10, 2, 3, 15, 1, 1, 8, 7, 13, 4, 0]);
     expectClose(
       dequantizeNvfp4Input(input),
@@ -106,7 +106,7 @@ describe('NVFP4 inputs', () => {
 
   it('saturate above the calibrated maximum', () => {
     const input = quantizeNvfp4Input(Float32Array.from(inputBlock), 16, Math.fround(4 / 2688));
-    expect(decodeE4m3(input.blockScales[0] as number)).to.equal(448);
+    expect(decodeE4m3(input.blockScales[0]!)).to.equal(448);
     expect(unpack(input.codes)).to.deep.equal([2, 12, 6, 0, 5, 10, 3, 3, 15, 1, 2, 8, 7, 14, 5, 0]);
     expect(dequantizeNvfp4Input(input)[12]).to.be.closeTo(4, 1e-6);
   });

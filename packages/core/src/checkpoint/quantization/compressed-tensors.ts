@@ -21,10 +21,10 @@ const maxPatternLength = 2048;
  */
 export function parseCompressedTensors(section: Section, file: string): QuantizationConfig {
   checkExtras(section, file);
-  const groups = section['config_groups'];
+  const groups = section.config_groups;
   if (!isRecord(groups))
     throw quantizationConfigError(file, 'quantization_config.config_groups', 'expected an object of groups', { actual: groups });
-  const status = section['quantization_status'];
+  const status = section.quantization_status;
   if (status !== undefined && status !== 'compressed') {
     throw quantizationConfigError(
       file,
@@ -39,18 +39,18 @@ export function parseCompressedTensors(section: Section, file: string): Quantiza
     const field = `quantization_config.config_groups.${name}`;
     const group = groups[name];
     if (!isRecord(group)) throw quantizationConfigError(file, field, 'expected an object', { actual: group });
-    const format = String(group['format'] ?? section['format']);
+    const format = word(group.format ?? section.format);
     formats.add(format);
     const scheme = { ...schemeOfGroup(group, format), group: name };
-    for (const target of stringList(group['targets'], file, `${field}.targets`)) targets.add(target, scheme, file, `${field}.targets`);
+    for (const target of stringList(group.targets, file, `${field}.targets`)) targets.add(target, scheme, file, `${field}.targets`);
   }
   const ignored = new TargetList<true>();
-  for (const entry of stringList(section['ignore'], file, 'quantization_config.ignore')) {
+  for (const entry of stringList(section.ignore, file, 'quantization_config.ignore')) {
     ignored.add(entry, true, file, 'quantization_config.ignore');
   }
   return {
     summary: `compressed-tensors ${[...formats].join(' + ')}`,
-    kvCacheScheme: parseKvCacheScheme(section['kv_cache_scheme'], file, 'quantization_config.kv_cache_scheme'),
+    kvCacheScheme: parseKvCacheScheme(section.kv_cache_scheme, file, 'quantization_config.kv_cache_scheme'),
     schemeOf: (module) => {
       if (ignored.find(module) === true) return undefined;
       const found = targets.find(module);
@@ -78,9 +78,9 @@ function checkExtras(section: Section, file: string): void {
       field: 'quantization_config.transform_config',
     });
   }
-  const format = isRecord(sparsity) ? sparsity['format'] : undefined;
-  if (format !== undefined && format !== 'dense') {
-    throw unsupportedQuantization(`The sparsity format ${String(format)} of compressed-tensors in ${file}`, {
+  const format = isRecord(sparsity) ? (sparsity.format ?? 'dense') : 'dense';
+  if (format !== 'dense') {
+    throw unsupportedQuantization(`The sparsity format ${JSON.stringify(format)} of compressed-tensors in ${file}`, {
       file,
       field: 'quantization_config.sparsity_config.format',
     });
@@ -97,33 +97,33 @@ function schemeOfGroup(group: Section, format: string): GroupScheme {
     if (inputs === undefined) return { scheme: 'nvfp4.w4a16' };
     return isNvfp4Input(inputs) ? { scheme: 'nvfp4.w4a4' } : { unsupported: described };
   }
-  if (type === 'float' && bits === 4 && groupSize === 32)
-    return inputs === undefined ? { scheme: 'mxfp4.w4a16' } : { unsupported: described };
-  if (type !== 'float' || bits !== 8 || inputs === undefined || inputs['type'] !== 'float' || inputs['num_bits'] !== 8)
-    return { unsupported: described };
-  const dynamic = inputs['dynamic'] === true;
-  if (strategy === 'tensor' && !dynamic && inputs['strategy'] === 'tensor') return { scheme: 'fp8.tensor.static' };
-  if (strategy === 'tensor' && dynamic && inputs['strategy'] === 'token') return { scheme: 'fp8.tensor.dynamic' };
-  if (strategy === 'channel' && dynamic && inputs['strategy'] === 'token') return { scheme: 'fp8.channel' };
-  const isBlock128 = JSON.stringify(weights['block_structure']) === '[128,128]';
-  if (strategy === 'block' && isBlock128 && dynamic && inputs['group_size'] === 128) return { scheme: 'fp8.block128' };
+  if (type === 'float' && bits === 4 && groupSize === 32 && inputs === undefined) return { scheme: 'mxfp4.w4a16' };
+  if (type !== 'float' || bits !== 8 || inputs?.type !== 'float' || inputs.num_bits !== 8) return { unsupported: described };
+  const dynamic = inputs.dynamic === true;
+  if (strategy === 'tensor' && !dynamic && inputs.strategy === 'tensor') return { scheme: 'fp8.tensor.static' };
+  if (strategy === 'tensor' && dynamic && inputs.strategy === 'token') return { scheme: 'fp8.tensor.dynamic' };
+  if (strategy === 'channel' && dynamic && inputs.strategy === 'token') return { scheme: 'fp8.channel' };
+  const isBlock128 = JSON.stringify(weights.block_structure) === '[128,128]';
+  if (strategy === 'block' && isBlock128 && dynamic && inputs.group_size === 128) return { scheme: 'fp8.block128' };
   return { unsupported: described };
 }
 
 function isNvfp4Input(inputs: Section): boolean {
-  return inputs['type'] === 'float' && inputs['num_bits'] === 4 && inputs['group_size'] === 16;
+  return inputs.type === 'float' && inputs.num_bits === 4 && inputs.group_size === 16;
+}
+
+function word(value: unknown): string {
+  return typeof value === 'string' ? value : JSON.stringify(value ?? null);
 }
 
 function describeArguments(weights: Section, inputs: Section | undefined, format: string): string {
-  const describe = (side: Section): string =>
+  const describe = ({ type, num_bits: bits, strategy, group_size: groupSize, dynamic }: Section): string =>
     [
-      `${String(side['type']).toUpperCase()}${String(side['num_bits'])}`,
-      side['strategy'],
-      side['group_size'],
-      side['dynamic'] ? 'dynamic' : 'static',
-    ]
-      .filter((part) => part !== undefined && part !== null)
-      .join(' ');
+      `${word(type).toUpperCase()}${word(bits)}`,
+      word(strategy),
+      ...(groupSize ? [word(groupSize)] : []),
+      dynamic ? 'dynamic' : 'static',
+    ].join(' ');
   return `compressed-tensors ${format} (weights ${describe(weights)}, inputs ${inputs === undefined ? 'unquantized' : describe(inputs)})`;
 }
 

@@ -13,17 +13,17 @@ import { quantizationConfigError, stringList, unsupportedQuantization } from './
 export function parseHfFp8(section: Readonly<Record<string, unknown>>, file: string): QuantizationConfig {
   const { fmt, activation_scheme: activations, weight_block_size: blockSize } = section;
   if (fmt !== undefined && fmt !== 'e4m3')
-    throw unsupportedQuantization(`The FP8 format ${String(fmt)} in ${file}`, { file, quantization: fmt });
+    throw unsupportedQuantization(`The FP8 format ${JSON.stringify(fmt)} in ${file}`, { file, quantization: fmt });
   if (activations !== undefined && activations !== 'dynamic' && activations !== 'static') {
     throw quantizationConfigError(file, 'quantization_config.activation_scheme', 'expected "dynamic" or "static"', { actual: activations });
   }
-  const field = section['modules_to_not_convert'] === undefined ? 'ignored_layers' : 'modules_to_not_convert';
+  const field = section.modules_to_not_convert === undefined ? 'ignored_layers' : 'modules_to_not_convert';
   const excluded = new ModulePatterns(stringList(section[field], file, `quantization_config.${field}`));
-  const listed = section['quantized_layers'] === undefined ? undefined : parseQuantizedLayers(section['quantized_layers'], file);
+  const listed = section.quantized_layers === undefined ? undefined : parseQuantizedLayers(section.quantized_layers, file);
   const scheme = schemeOfBlocks(blockSize, activations === 'static', file);
   return {
     summary: scheme === 'fp8.block128' ? 'fp8 in 128x128 blocks' : 'fp8 per tensor',
-    kvCacheScheme: parseKvCacheScheme(section['kv_cache_scheme'], file, 'quantization_config.kv_cache_scheme'),
+    kvCacheScheme: parseKvCacheScheme(section.kv_cache_scheme, file, 'quantization_config.kv_cache_scheme'),
     schemeOf: (module) => listed?.(module) ?? (excluded.matches(module) ? undefined : scheme),
     // The output head is never converted, and DeepSeek's files do not say so.
     mayBePlain: (module) => module === 'lm_head' || module.endsWith('.shared_head.head') || excluded.isPartOf(module),

@@ -29,11 +29,7 @@ export interface ModeloptSource {
 export function isModelopt(section: Readonly<Record<string, unknown>>): boolean {
   const { producer, quant_method: method } = section;
   if (typeof method === 'string') return method.startsWith('modelopt');
-  return (
-    (isRecord(producer) && producer['name'] === 'modelopt') ||
-    typeof section['quant_algo'] === 'string' ||
-    isRecord(section['quantization'])
-  );
+  return (isRecord(producer) && producer.name === 'modelopt') || typeof section.quant_algo === 'string' || isRecord(section.quantization);
 }
 
 /**
@@ -45,7 +41,7 @@ export function isModelopt(section: Readonly<Record<string, unknown>>): boolean 
 export function parseModelopt(sources: readonly ModeloptSource[]): QuantizationConfig {
   const flat = sources.map(({ section, file }) => ({
     file,
-    section: isRecord(section['quantization']) ? section['quantization'] : section,
+    section: isRecord(section.quantization) ? section.quantization : section,
   }));
   const lookup = (...fields: readonly string[]): { value: unknown; file: string; field: string } => {
     for (const { section, file } of flat) {
@@ -102,11 +98,11 @@ export function parseQuantizedLayers(value: unknown, file: string): (module: str
   const algorithmOf = new Map<string, string>();
   for (const module in value) {
     const entry = value[module];
-    const algorithm = isRecord(entry) ? entry['quant_algo'] : undefined;
+    const algorithm = isRecord(entry) ? entry.quant_algo : undefined;
     if (!isRecord(entry) || typeof algorithm !== 'string') {
       throw quantizationConfigError(file, `quantized_layers.${module}`, 'expected an object with "quant_algo"', { actual: entry });
     }
-    checkGroupSize(algorithm, entry['group_size'], file, `quantized_layers.${module}.group_size`);
+    checkGroupSize(algorithm, entry.group_size, file, `quantized_layers.${module}.group_size`);
     algorithmOf.set(canonicalModule(module), algorithm);
   }
   return (module) => {

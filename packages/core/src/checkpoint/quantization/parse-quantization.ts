@@ -28,7 +28,7 @@ export function parseQuantization(config: Readonly<Record<string, unknown>>, hfQ
   }
   if (modelopt.length > 0) return parseModelopt(modelopt);
   if (section === undefined) return unquantized;
-  const method = section['quant_method'];
+  const method = section.quant_method;
   switch (method) {
     case 'compressed-tensors':
       return parseCompressedTensors(section, configFile);
@@ -51,8 +51,8 @@ export function parseQuantization(config: Readonly<Record<string, unknown>>, hfQ
 
 /** Multimodal models have it at the top or inside `text_config`; old compressed-tensors files call it `compression_config`. */
 function findSection(config: Readonly<Record<string, unknown>>): Readonly<Record<string, unknown>> | undefined {
-  const text = isRecord(config['text_config']) ? config['text_config'] : {};
-  const section = config['quantization_config'] ?? text['quantization_config'] ?? config['compression_config'];
+  const text = isRecord(config.text_config) ? config.text_config : {};
+  const section = config.quantization_config ?? text.quantization_config ?? config.compression_config;
   if (section === undefined || section === null) return undefined;
   if (!isRecord(section)) throw quantizationConfigError(configFile, 'quantization_config', 'expected a JSON object', { actual: section });
   return section;

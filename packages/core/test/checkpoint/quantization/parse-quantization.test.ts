@@ -13,7 +13,7 @@ function refusal(act: () => unknown): MoeError {
   try {
     act();
   } catch (error) {
-    if (isMoeError(error)) return error as MoeError;
+    if (isMoeError(error)) return error;
     throw error;
   }
   return expect.fail('it was accepted');
@@ -145,7 +145,7 @@ describe('modelopt', () => {
     it(`refuses ${name}, naming the field`, () => {
       const error = refusal(() => withSection(section));
       expect(error.code).to.equal('MOE_CHECKPOINT_CONFIG');
-      expect(error.details['field']).to.equal(field);
+      expect(error.details.field).to.equal(field);
     });
   }
 });
