@@ -66,6 +66,8 @@ export class Scheduler {
   }
 
   add(sequence: Sequence): void {
+    // Hashed here, while a step runs, and not when the next one is made: a long prompt has thousands of blocks.
+    this.#blocks.extendPrefix(sequence.prefix, sequence.tokenIds);
     this.#waiting.push(sequence);
   }
 
@@ -158,10 +160,9 @@ export class Scheduler {
     return true;
   }
 
+  /** The youngest. It has no part in this step yet: only decoding asks for blocks, it comes first, and the older before the younger. */
   #preempt(sequence: Sequence): void {
     this.#running.pop();
-    // It may already have been given a part of this step.
-    if (sequence.numScheduledTokens > 0) this.#giveBack(sequence);
     this.#blocks.free(sequence.blockTable);
     sequence.status = 'waiting';
     sequence.numComputedTokens = 0;
@@ -217,20 +218,11 @@ export class Scheduler {
   }
 
   #take(sequence: Sequence, numTokens: number): void {
+    const start = sequence.numComputedTokens;
     sequence.numScheduledTokens = numTokens;
-    this.#spend(sequence, 1);
-  }
-
-  #giveBack(sequence: Sequence): void {
-    this.#spend(sequence, -1);
-    sequence.numScheduledTokens = 0;
-  }
-
-  #spend(sequence: Sequence, sign: 1 | -1): void {
-    const { numComputedTokens: start, numScheduledTokens: numTokens } = sequence;
-    this.#tokens -= sign * numTokens;
-    this.#rows -= sign * sequence.countRows(start, numTokens);
-    if (start + numTokens === sequence.tokenIds.length) this.#adjustments -= sign * sequence.adjustments.entries.length;
+    this.#tokens -= numTokens;
+    this.#rows -= sequence.countRows(start, numTokens);
+    if (start + numTokens === sequence.tokenIds.length) this.#adjustments -= sequence.adjustments.entries.length;
   }
 
   /** A sequence that got nothing waits for the next step, unless even a step of its own could not hold it. */

@@ -343,6 +343,17 @@ describe('Engine', () => {
       expect(event?.type === 'error' && event.error.code).to.equal('MOE_REQUEST_INVALID');
     });
 
+    it('does not trust a runner that returns too few rows', async () => {
+      const a = bench();
+      const engine = new Engine({
+        runner: { limits: a.runner.limits, vocabSize: 1000, execute: async () => await Promise.resolve({ rows: [[]] }) },
+        ...{ numBlocks: 8, blockSize, maxModelLen: 32, eosTokenIds: [] },
+      });
+      engine.onEvent((event) => a.events.push(event));
+      const [event] = await run({ ...a, engine }, request('a', 4));
+      expect(event?.type === 'error' && event.error.message).to.contain('0 of 1 logit rows');
+    });
+
     it('reports a request that can never fit as an error of its own', async () => {
       const a = bench({ numBlocks: 3 });
       await run(a, request('a', 20), request('b', 4, { maxTokens: 2 }, 2));

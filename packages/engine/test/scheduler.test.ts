@@ -149,6 +149,19 @@ describe('Scheduler', () => {
     expect(bench.blocks.numFreeBlocks).to.equal(64);
   });
 
+  it('refuses it also while it waits, and goes on with the next', () => {
+    const bench = new Bench({ maxAdjustments: 1 });
+    bench.add(1, {
+      logitBias: [
+        [1, 1],
+        [2, 1],
+      ],
+    });
+    bench.add(2);
+    expect(bench.step()).to.equal('s1:2');
+    expect(bench.scheduler.takeRefused()[0]?.error.code).to.equal('MOE_CAPACITY_MEMORY');
+  });
+
   it('refuses a prompt that can never fit and goes on with the next', () => {
     const bench = new Bench({ numBlocks: 4 });
     bench.add(17);
