@@ -143,8 +143,7 @@ export class ConfigReader {
 
   /** The error for a field that is wrong in a way only the caller can see. */
   error(field: string, expected: string, actual: unknown): MoeError {
-    const came =
-      actual === undefined ? 'it is missing' : `got ${(JSON.stringify(actual) as string | undefined)?.slice(0, 80) ?? String(actual)}`;
+    const came = actual === undefined ? 'it is missing' : `got ${JSON.stringify(actual ?? null).slice(0, 80)}`;
     return new MoeError('MOE_CHECKPOINT_CONFIG', `${this.file}: ${field}: expected ${expected}, ${came}.`, {
       file: this.file,
       field,
