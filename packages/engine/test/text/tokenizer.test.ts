@@ -1,4 +1,4 @@
-import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { expect } from 'chai';
@@ -152,6 +152,13 @@ describe('loadTokenizer', () => {
       const [code, message] = await codeAndMessage(loadTokenizer(directory));
       expect(code).to.equal('MOE_CHECKPOINT_TOKENIZER');
       expect(message).to.contain('does not exist');
+    });
+
+    it('refuses a tokenizer.json that cannot be read', async () => {
+      mkdirSync(join(directory, 'tokenizer.json'));
+      const [code, message] = await codeAndMessage(loadTokenizer(directory));
+      expect(code).to.equal('MOE_CHECKPOINT_TOKENIZER');
+      expect(message).to.contain('cannot read').and.to.contain('tokenizer.json');
     });
 
     it("refuses ids beyond the model's vocabulary", async () => {
