@@ -87,7 +87,7 @@ export class FakeRunner implements ModelRunnerLike {
 }
 
 /** FNV-1a over 32-bit words. */
-export function hashOf(words: readonly number[]): number {
+function hashOf(words: readonly number[]): number {
   let hash = 0x811c9dc5;
   for (const word of words) hash = Math.imul(hash ^ (word === -Infinity ? 0x7fffffff : Math.round(word * 1024)), 0x01000193) >>> 0;
   hash = Math.imul(hash ^ (hash >>> 15), 0x2c1b3c6d) >>> 0;
