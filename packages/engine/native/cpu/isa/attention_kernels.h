@@ -2,76 +2,118 @@
  * Blocks of dot products and one segment of attention. Included once per instruction set after row_kernels.h; see there.
  *
  * A block computes kTile dot products at a time: R query rows against kTile / R key rows, each in one accumulator of sixteen lanes
- * that runs over the columns in order and is then summed over lanes in reduce_add's order. Which R was taken cannot be seen in the result.
+ * that runs over the columns in a fixed order and is then summed over lanes in reduce_add's order. Which R was taken cannot be seen in the
+ * result. Rows are read 32 columns at a time, in the order that is cheapest for their type (kInPairs).
  */
 namespace moe::MOE_ISA {
 
 struct RowF32 {
   static constexpr int64_t kBytes = 4;
-  static F load16(const uint8_t* p) { return load(reinterpret_cast<const float*>(p)); }
+  static constexpr bool kInPairs = false;
+  static inline F load16(const uint8_t* p) { return load(reinterpret_cast<const float*>(p)); }
+  static inline void load32(const uint8_t* p, F* a, F* b) {
+    *a = load16(p);
+    *b = load16(p + 64);
+  }
 };
 struct RowBf16 {
   static constexpr int64_t kBytes = 2;
-  static F load16(const uint8_t* p) { return load_bf16(p); }
+  static constexpr bool kInPairs = true;
+  static inline F load16(const uint8_t* p) { return load_bf16(p); }
+  static inline void load32(const uint8_t* p, F* a, F* b) { load_bf16_pairs(p, a, b); }
 };
 struct RowF8 {
   static constexpr int64_t kBytes = 1;
-  static F load16(const uint8_t* p) { return load_f8(p); }
+  static constexpr bool kInPairs = false;
+  static inline F load16(const uint8_t* p) { return load_f8(p); }
+  static inline void load32(const uint8_t* p, F* a, F* b) {
+    *a = load_f8(p);
+    *b = load_f8(p + 16);
+  }
 };
 
 /* Positions that meet all rows at once; few enough that their keys or values stay in the first-level cache meanwhile. */
 constexpr int32_t kPositionTile = 32;
 
-/* How many rows ahead of the one being read the next are fetched. */
-constexpr int32_t kPrefetchRows = 8;
+/* How many key rows ahead of the one being read the next are fetched: cache blocks end before hardware has learnt that they go on. */
+constexpr int32_t kPrefetchRows = 16;
 
-/*
- * scores[r * score_stride + j] = dot(queries[r], key row j) * scale for R rows and j in [begin, end). Rows before `fetch_end` are fetched
- * ahead of time.
- */
+/* Calls body.operator()<R>(first row) for blocks of rows, the largest blocks first. */
+template <class Body>
+static inline void for_row_blocks(int32_t num_rows, const Body& body) {
+  int32_t r = 0;
+  if constexpr (kMaxTileRows >= 8) {
+    for (; r + 8 <= num_rows; r += 8) body.template operator()<8>(r);
+  }
+  if constexpr (kMaxTileRows >= 4) {
+    for (; r + 4 <= num_rows; r += 4) body.template operator()<4>(r);
+  }
+  for (; r + 2 <= num_rows; r += 2) body.template operator()<2>(r);
+  for (; r < num_rows; r++) body.template operator()<1>(r);
+}
+
+/* What to fetch ahead of time while dot products run: key rows before `end`, and the value rows that will be needed next. */
+struct Fetch {
+  int32_t end;
+  const uint8_t* values; /* may be null */
+};
+
+/* scores[r * score_stride + j] = dot(queries[r], key row j) for R rows and j in [begin, end). */
 template <class Row, int R>
 static inline void dot_rows(const float* const* queries, int64_t width, const uint8_t* keys, const int64_t* offsets, int32_t begin,
-                            int32_t end, int32_t fetch_end, float scale, float* scores, int64_t score_stride) {
+                            int32_t end, Fetch fetch, float* scores, int64_t score_stride) {
   constexpr int kKeys = kTile / R;
   for (int32_t j = begin; j < end; j += kKeys) {
     const uint8_t* rows[kKeys];
     for (int k = 0; k < kKeys; k++) rows[k] = keys + offsets[j + k < end ? j + k : end - 1];
-    for (int32_t ahead = j + kPrefetchRows; ahead < j + kPrefetchRows + kKeys && ahead < fetch_end; ahead++) {
-      for (int64_t b = 0; b < width * Row::kBytes; b += 64) prefetch(keys + offsets[ahead] + b);
+    for (int32_t row = j; row < j + kKeys && row < fetch.end; row++) {
+      const bool has_key = row + kPrefetchRows < fetch.end;
+      for (int64_t b = 0; b < width * Row::kBytes; b += 64) {
+        if (has_key) prefetch(keys + offsets[row + kPrefetchRows] + b);
+        if (fetch.values != nullptr) prefetch_l2(fetch.values + offsets[row] + b);
+      }
     }
     F sums[kTile];
     for (int i = 0; i < kTile; i++) sums[i] = zero();
-    for (int64_t d = 0; d < width; d += 16) {
-      F q[R];
-      for (int r = 0; r < R; r++) q[r] = load(queries[r] + d);
+    int64_t d = 0;
+    for (; d + 32 <= width; d += 32) {
+      F x[kKeys], y[kKeys];
+      for (int k = 0; k < kKeys; k++) Row::load32(rows[k] + d * Row::kBytes, &x[k], &y[k]);
+      for (int r = 0; r < R; r++) {
+        const F q = load(queries[r] + d);
+        for (int k = 0; k < kKeys; k++) sums[r * kKeys + k] = fma(q, x[k], sums[r * kKeys + k]);
+      }
+      for (int r = 0; r < R; r++) {
+        const F q = load(queries[r] + d + 16);
+        for (int k = 0; k < kKeys; k++) sums[r * kKeys + k] = fma(q, y[k], sums[r * kKeys + k]);
+      }
+    }
+    for (; d < width; d += 16) {
       for (int k = 0; k < kKeys; k++) {
         const F x = Row::load16(rows[k] + d * Row::kBytes);
-        for (int r = 0; r < R; r++) sums[r * kKeys + k] = fma(q[r], x, sums[r * kKeys + k]);
+        for (int r = 0; r < R; r++) sums[r * kKeys + k] = fma(load(queries[r] + d), x, sums[r * kKeys + k]);
       }
     }
     float results[kTile];
     reduce_tile(sums, results);
-    const int count = end - j < kKeys ? end - j : kKeys;
-    for (int r = 0; r < R; r++) {
-      for (int k = 0; k < count; k++) scores[r * score_stride + j + k] = results[r * kKeys + k] * scale;
+    if (end - j >= kKeys) {
+      for (int r = 0; r < R; r++) __builtin_memcpy(scores + r * score_stride + j, results + r * kKeys, kKeys * sizeof(float));
+    } else {
+      for (int r = 0; r < R; r++) {
+        for (int k = 0; k < end - j; k++) scores[r * score_stride + j + k] = results[r * kKeys + k];
+      }
     }
   }
 }
 
 template <class Row>
 static void dot_all(const float* const* queries, int32_t num_rows, int64_t width, const uint8_t* keys, const int64_t* offsets,
-                    int32_t begin, int32_t end, float scale, float* scores, int64_t score_stride) {
+                    const uint8_t* values, int32_t begin, int32_t end, float* scores, int64_t score_stride) {
   for (int32_t tile = begin; tile < end; tile += kPositionTile) {
     const int32_t tile_end = tile + kPositionTile < end ? tile + kPositionTile : end;
-    int32_t r = 0;
-    const auto run = [&]<int R>() {
-      for (; r + R <= num_rows; r += R) {
-        dot_rows<Row, R>(queries + r, width, keys, offsets, tile, tile_end, r == 0 ? end : 0, scale, scores + r * score_stride, score_stride);
-      }
-    };
-    if constexpr (kMaxTileRows >= 4) run.template operator()<4>();
-    run.template operator()<2>();
-    run.template operator()<1>();
+    for_row_blocks(num_rows, [&]<int R>(int32_t r) {
+      dot_rows<Row, R>(queries + r, width, keys, offsets, tile, tile_end, r == 0 ? Fetch{end, values} : Fetch{0, nullptr}, scores + r * score_stride, score_stride);
+    });
   }
 }
 
@@ -84,8 +126,13 @@ static inline void accumulate_columns(const float* weights, const uint8_t* value
     for (int c = 0; c < C; c++) sums[r * C + c] = load(output + r * head_dim + 16 * c);
   }
   for (int32_t j = begin; j < end; j++) {
+    const uint8_t* row = values + offsets[j];
     F v[C];
-    for (int c = 0; c < C; c++) v[c] = Row::load16(values + offsets[j] + 16 * c * Row::kBytes);
+    if constexpr (C == 1) {
+      v[0] = Row::load16(row);
+    } else {
+      for (int c = 0; c < C; c += 2) Row::load32(row + 16 * c * Row::kBytes, &v[c], &v[c + 1]);
+    }
     for (int r = 0; r < R; r++) {
       const F w = set1(weights[r * kSegment + j]);
       for (int c = 0; c < C; c++) sums[r * C + c] = fma(w, v[c], sums[r * C + c]);
@@ -99,19 +146,20 @@ static inline void accumulate_columns(const float* weights, const uint8_t* value
 template <class Row, int R>
 static inline void accumulate_values(const float* weights, const uint8_t* values, const int64_t* offsets, int32_t begin, int32_t end,
                                      float* output, int64_t head_dim) {
-  constexpr int kColumns = kTile / R;
+  constexpr int kColumns = kTile / R < 8 ? kTile / R : 8;
   int64_t d = 0;
   for (; d + 16 * kColumns <= head_dim; d += 16 * kColumns) {
     accumulate_columns<Row, R, kColumns>(weights, values + d * Row::kBytes, offsets, begin, end, output + d, head_dim);
+  }
+  for (; d + 32 <= head_dim; d += 32) {
+    accumulate_columns<Row, R, 2>(weights, values + d * Row::kBytes, offsets, begin, end, output + d, head_dim);
   }
   for (; d < head_dim; d += 16) {
     accumulate_columns<Row, R, 1>(weights, values + d * Row::kBytes, offsets, begin, end, output + d, head_dim);
   }
 }
 
-/*
- * Rows of a block may see different positions: what all see is read once for all, the rest row by row, each row in ascending order.
- */
+/* Rows of a block may see different positions: what all see is read once for all, the rest row by row, each row in ascending order. */
 template <class Row, int R>
 static inline void accumulate_block(const AttendArgs& a, int32_t row, int32_t tile_begin, int32_t tile_end) {
   int32_t low = tile_begin, high = tile_end;
@@ -126,7 +174,7 @@ static inline void accumulate_block(const AttendArgs& a, int32_t row, int32_t ti
       accumulate_values<Row, 1>(a.scores + r * kSegment, a.values, a.offsets, from, to, a.output + int64_t{r} * a.head_dim, a.head_dim);
     }
   };
-  if (R == 1 || low >= high) {
+  if (low >= high) {
     for (int r = row; r < row + R; r++) rest(r, tile_begin, tile_end);
     return;
   }
@@ -135,39 +183,76 @@ static inline void accumulate_block(const AttendArgs& a, int32_t row, int32_t ti
   for (int r = row; r < row + R; r++) rest(r, high, tile_end);
 }
 
-/* scores become exp(score - max) on [begin, end) of the row. */
-static inline void softmax_segment(float* scores, int32_t begin, int32_t end, float* max_out, float* sum_out) {
+/* scores become exp(score * scale - max) on [begin, end) of the row, and 0 in the rest of its first and last sixteen. */
+static inline void softmax_segment(float* scores, float scale, int32_t begin, int32_t end, float* max_out, float* sum_out) {
   const float lowest = -__builtin_inff();
   const int32_t first_block = begin / 16 * 16;
+  const F factor = set1(scale);
+  const auto is_whole = [&](int32_t j) { return j >= begin && j + 16 <= end; };
   F largest = set1(lowest);
-  for (int32_t j = first_block; j < end; j += 16) largest = max(largest, keep(load(scores + j), begin - j, end - j, lowest));
-  const float maximum = reduce_max(largest);
+  for (int32_t j = first_block; j < end; j += 16) {
+    const F x = mul(load(scores + j), factor);
+    largest = max(largest, is_whole(j) ? x : keep(x, begin - j, end - j, lowest));
+  }
+  const F maximum = set1(reduce_max(largest));
   F sum = zero();
   for (int32_t j = first_block; j < end; j += 16) {
-    const F e = keep(exp16(sub(load(scores + j), set1(maximum))), begin - j, end - j, 0);
+    F e = exp16(sub(mul(load(scores + j), factor), maximum));
+    if (!is_whole(j)) e = keep(e, begin - j, end - j, 0);
     sum = add(sum, e);
     store(scores + j, e);
   }
-  *max_out = maximum;
+  *max_out = reduce_max(maximum);
   *sum_out = reduce_add(sum);
+}
+
+/* Reorders whole groups of 32 columns: in order to in pairs, or back. */
+template <bool kSplit>
+static inline void reorder(const float* input, float* output, int64_t width) {
+  for (int64_t d = 0; d < width; d += 16) {
+    if (d + 32 > width) {
+      store(output + d, load(input + d));
+      continue;
+    }
+    F x, y;
+    if constexpr (kSplit) {
+      split_pairs(load(input + d), load(input + d + 16), &x, &y);
+    } else {
+      join_pairs(load(input + d), load(input + d + 16), &x, &y);
+    }
+    store(output + d, x);
+    store(output + d + 16, y);
+    d += 16;
+  }
 }
 
 template <class Row>
 static void attend_rows(const AttendArgs& a) {
-  dot_all<Row>(a.queries, a.num_rows, a.head_dim, a.keys, a.offsets, a.begin_position, a.end_position, a.score_scale, a.scores, kSegment);
+  const float* split[kMaxQueryRows];
+  const float* const* queries = a.queries;
+  if constexpr (Row::kInPairs) {
+    /* The output rows hold nothing yet: they lend their place. */
+    for (int32_t r = 0; r < a.num_rows; r++) {
+      reorder<true>(a.queries[r], a.output + int64_t{r} * a.head_dim, a.head_dim);
+      split[r] = a.output + int64_t{r} * a.head_dim;
+    }
+    queries = split;
+  }
+  dot_all<Row>(queries, a.num_rows, a.head_dim, a.keys, a.offsets, a.values, a.begin_position, a.end_position, a.scores, kSegment);
   for (int32_t r = 0; r < a.num_rows; r++) {
-    if (a.begin[r] < a.end[r]) softmax_segment(a.scores + r * kSegment, a.begin[r], a.end[r], a.max + r, a.sum + r);
+    if (a.begin[r] < a.end[r]) softmax_segment(a.scores + r * kSegment, a.score_scale, a.begin[r], a.end[r], a.max + r, a.sum + r);
     float* output = a.output + int64_t{r} * a.head_dim;
     for (int32_t d = 0; d < a.head_dim; d += 16) store(output + d, zero());
   }
   for (int32_t j = a.begin_position; j < a.end_position; j += kPositionTile) {
     const int32_t end = j + kPositionTile < a.end_position ? j + kPositionTile : a.end_position;
-    int32_t r = 0;
-    if constexpr (kMaxTileRows >= 4) {
-      for (; r + 4 <= a.num_rows; r += 4) accumulate_block<Row, 4>(a, r, j, end);
+    for_row_blocks(a.num_rows, [&]<int R>(int32_t r) { accumulate_block<Row, R>(a, r, j, end); });
+  }
+  if constexpr (Row::kInPairs) {
+    for (int32_t r = 0; r < a.num_rows; r++) {
+      float* output = a.output + int64_t{r} * a.head_dim;
+      reorder<false>(output, output, a.head_dim);
     }
-    for (; r + 2 <= a.num_rows; r += 2) accumulate_block<Row, 2>(a, r, j, end);
-    for (; r < a.num_rows; r++) accumulate_block<Row, 1>(a, r, j, end);
   }
 }
 
@@ -199,7 +284,7 @@ static void matmul_f32(const float* input, int64_t input_stride, int32_t num_row
     const int32_t count = static_cast<int32_t>(num_outputs - n < kTile ? num_outputs - n : kTile);
     int64_t offsets[kTile];
     for (int32_t k = 0; k < count; k++) offsets[k] = (n + k) * width * 4;
-    dot_all<RowF32>(rows, num_rows, whole, reinterpret_cast<const uint8_t*>(weight), offsets, 0, count, 1, output + n, output_stride);
+    dot_all<RowF32>(rows, num_rows, whole, reinterpret_cast<const uint8_t*>(weight), offsets, nullptr, 0, count, output + n, output_stride);
   }
   for (int64_t d = whole; d < width; d++) {
     for (int32_t r = 0; r < num_rows; r++) {

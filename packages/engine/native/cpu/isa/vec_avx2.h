@@ -74,6 +74,35 @@ static inline __m256 bf16_8(const uint8_t* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
 static inline F load_bf16(const uint8_t* p) { return {bf16_8(p), bf16_8(p + 16)}; }
+static inline void load_bf16_pairs(const uint8_t* p, F* even, F* odd) {
+  const __m256i lo = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const __m256i hi = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32));
+  const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+  *even = {_mm256_castsi256_ps(_mm256_slli_epi32(lo, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16))};
+  *odd = {_mm256_castsi256_ps(_mm256_and_si256(lo, upper)), _mm256_castsi256_ps(_mm256_and_si256(hi, upper))};
+}
+static inline void split_pairs(F a, F b, F* even, F* odd) {
+  float in[32], out[32];
+  store(in, a);
+  store(in + 16, b);
+  for (int i = 0; i < 16; i++) {
+    out[i] = in[2 * i];
+    out[16 + i] = in[2 * i + 1];
+  }
+  *even = load(out);
+  *odd = load(out + 16);
+}
+static inline void join_pairs(F even, F odd, F* a, F* b) {
+  float in[32], out[32];
+  store(in, even);
+  store(in + 16, odd);
+  for (int i = 0; i < 16; i++) {
+    out[2 * i] = in[i];
+    out[2 * i + 1] = in[16 + i];
+  }
+  *a = load(out);
+  *b = load(out + 16);
+}
 static inline F load_f8(const uint8_t* p) {
   const __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   const __m256i magnitude = _mm256_and_si256(x, _mm256_set1_epi16(0x7f));
@@ -106,6 +135,7 @@ static inline void reduce_tile(const F* a, float* sums) {
 }
 
 static inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+static inline void prefetch_l2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace moe::avx2
 

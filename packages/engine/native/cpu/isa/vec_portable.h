@@ -83,6 +83,37 @@ static inline F load_bf16(const uint8_t* p) {
 }
 
 /*
+ * 32 bf16 as 16 words: the elements at even and at odd places, which costs two instructions; in order it would be four. What meets them must
+ * be split into even and odd as well (split_pairs), and what comes of them joined (join_pairs).
+ */
+static inline void load_bf16_pairs(const uint8_t* p, F* even, F* odd) {
+  uint32_t pairs[16], low[16], high[16];
+  std::memcpy(pairs, p, sizeof pairs);
+  for (int i = 0; i < 16; i++) {
+    low[i] = pairs[i] << 16;
+    high[i] = pairs[i] & 0xffff0000u;
+  }
+  std::memcpy(even->lane, low, sizeof low);
+  std::memcpy(odd->lane, high, sizeof high);
+}
+static inline void split_pairs(F a, F b, F* even, F* odd) {
+  for (int i = 0; i < 8; i++) {
+    even->lane[i] = a.lane[2 * i];
+    even->lane[8 + i] = b.lane[2 * i];
+    odd->lane[i] = a.lane[2 * i + 1];
+    odd->lane[8 + i] = b.lane[2 * i + 1];
+  }
+}
+static inline void join_pairs(F even, F odd, F* a, F* b) {
+  for (int i = 0; i < 8; i++) {
+    a->lane[2 * i] = even.lane[i];
+    a->lane[2 * i + 1] = odd.lane[i];
+    b->lane[2 * i] = even.lane[8 + i];
+    b->lane[2 * i + 1] = odd.lane[8 + i];
+  }
+}
+
+/*
  * e4m3 over kF8Unit: the bits of a half float with the same exponent field, whose bias is larger by 8.
  * Here through the f32 format: subnormals by their count, the rest by moving exponent and mantissa.
  */
@@ -114,6 +145,7 @@ static inline void reduce_tile(const F* a, float* sums) {
 }
 
 static inline void prefetch(const void* p) { __builtin_prefetch(p); }
+static inline void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace moe::portable
 

@@ -1,0 +1,92 @@
+// What the CPU device costs by itself: a step without commands, and attention by context. Build first.
+//   node packages/engine/bench/device.mjs [--threads N] [--dtype bf16|f8e4m3] [--heads 32] [--kv-heads 4] [--head-dim 128]
+import { parseArgs } from 'node:util';
+import { createCpuDevice, layoutStep, measureBandwidth, StepInputs } from '@moe-server/engine';
+
+const { values: options } = parseArgs({
+  options: {
+    threads: { type: 'string', default: '2' },
+    dtype: { type: 'string', default: 'bf16' },
+    heads: { type: 'string', default: '32' },
+    'kv-heads': { type: 'string', default: '4' },
+    'head-dim': { type: 'string', default: '128' },
+    layers: { type: 'string', default: '12' },
+  },
+});
+const numThreads = Number(options.threads);
+const numHeads = Number(options.heads);
+const numKvHeads = Number(options['kv-heads']);
+const headDim = Number(options['head-dim']);
+const numLayers = Number(options.layers);
+const dtype = options.dtype;
+const blockSize = 16;
+const maxContext = 4096;
+const maxNumSeqs = 8;
+const maxNumTokens = 512;
+
+const device = createCpuDevice({ numThreads });
+const limits = { maxNumTokens, maxNumSeqs, maxLogitRows: 1, maxBlocksPerSeq: maxContext / blockSize, maxAdjustments: 1 };
+const layout = layoutStep(limits);
+const inputs = new StepInputs(layout, device.allocate(layout.byteLength, 'step inputs').buffer);
+
+async function median(program, repeats) {
+  const times = [];
+  for (let i = 0; i < repeats; i++) {
+    const start = process.hrtime.bigint();
+    await device.submit(program, inputs);
+    times.push(Number(process.hrtime.bigint() - start) / 1e3);
+  }
+  times.sort((a, b) => a - b);
+  return times[Math.floor(repeats / 2)];
+}
+
+/** `numSeqs` sequences, each with its last `numTokens` positions in the batch. */
+function fill(numSeqs, numTokens, context) {
+  inputs.header.set([numSeqs * numTokens, numSeqs, 0]);
+  for (let s = 0; s <= numSeqs; s++) inputs.queryStarts[s] = s * numTokens;
+  for (let s = 0; s < numSeqs; s++) {
+    inputs.contextLengths[s] = context;
+    for (let i = 0; i < numTokens; i++) inputs.positions[s * numTokens + i] = context - numTokens + i;
+    for (let b = 0; b < limits.maxBlocksPerSeq; b++) inputs.blockTables[s * limits.maxBlocksPerSeq + b] = (b * 5 + s * 17) % numBlocks;
+  }
+}
+
+const numBlocks = limits.maxBlocksPerSeq;
+const elementBytes = dtype === 'bf16' ? 2 : 1;
+const rowBytes = numKvHeads * headDim * elementBytes;
+const rowWidth = (numHeads + 2 * numKvHeads) * headDim;
+const queries = device.allocate(4 * maxNumTokens * rowWidth, 'queries');
+new Float32Array(queries.buffer).forEach((_, i, all) => (all[i] = ((i * 2654435761) % 1000) / 500 - 1));
+const output = device.allocate(4 * maxNumTokens * numHeads * headDim, 'output');
+const commands = Array.from({ length: numLayers }, () => {
+  const keys = device.allocate(numBlocks * blockSize * rowBytes, 'keys');
+  const values = device.allocate(numBlocks * blockSize * rowBytes, 'values');
+  for (const { buffer } of [keys, values]) new Uint16Array(buffer).fill(dtype === 'bf16' ? 0x3c00 : 0x3130);
+  const cache = { dtype, keys, values, numBlocks, blockSize, numKvHeads, headDim, keyScale: 1, valueScale: 1 };
+  return { op: 'attention', queries, rowWidth, queryOffset: 0, numHeads, scale: headDim ** -0.5, cache, slidingWindow: 0, sinks: undefined, output };
+});
+
+console.log(`${device.info.name}, ${String(numThreads)} threads, ${String(numLayers)} layers of ${String(numHeads)}/${String(numKvHeads)} heads of ${String(headDim)}, ${dtype} cache`);
+const bandwidth = await measureBandwidth({ numThreads, totalBytes: 2 ** 29, pieceBytes: 1.5 * 2 ** 20 });
+console.log(`random 1.5 MiB pieces: ${bandwidth.toFixed(1)} GB/s`);
+const empty = device.compile([], layout);
+fill(1, 1, 1);
+await median(empty, 1000);
+console.log(`empty step: ${(await median(empty, 2001)).toFixed(1)} µs from submit to resolve`);
+
+const attention = device.compile(commands, layout);
+for (const [numSeqs, context] of [[1, 128], [1, 2048], [1, 4096], [8, 2048]]) {
+  fill(numSeqs, 1, context);
+  await median(attention, 5);
+  const us = await median(attention, 41);
+  const bytes = 2 * rowBytes * context * numSeqs * numLayers;
+  console.log(`decode, ${String(numSeqs)} x context ${String(context)}: ${us.toFixed(0)} µs, ${(bytes / us / 1e3).toFixed(1)} GB/s of keys and values`);
+}
+for (const context of [512, 2048]) {
+  fill(1, 512, context);
+  await median(attention, 1);
+  const us = await median(attention, 5);
+  const products = (512 * (context - 512) + (512 * 513) / 2) * numHeads * headDim * 2 * numLayers;
+  console.log(`prefill, 512 tokens at context ${String(context)}: ${us.toFixed(0)} µs, ${((2 * products) / us / 1e3).toFixed(0)} GFLOP/s`);
+}
+device.dispose();
