@@ -1,5 +1,5 @@
 import type { ExpertsArgs, LinearArgs } from '@moe-server/core';
-import { loadNativeAddon } from './load-addon.js';
+import { loadNativeAddon } from '@moe-server/core';
 
 /** Weight formats of the packed layout; native/weight_format.h describes them. */
 export type WeightFormat = 'nvfp4' | 'mxfp4' | 'fp8' | 'fp8-block128' | 'bf16' | 'f16';
@@ -124,7 +124,13 @@ export function cpuAddon(): CpuAddon {
 
 function load(): NonNullable<typeof loaded> {
   try {
-    return { addon: loadNativeAddon() as CpuAddon };
+    const addon = loadNativeAddon({
+      packageName: '@moe-server/backend-cpu',
+      packageUrl: import.meta.url,
+      addonName: 'backend_cpu',
+      envVariable: 'MOE_BACKEND_CPU_ADDON',
+    });
+    return { addon: addon as CpuAddon };
   } catch (error) {
     return { error };
   }

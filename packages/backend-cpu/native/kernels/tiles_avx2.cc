@@ -9,6 +9,7 @@
 namespace moe {
 namespace {
 
+#include "lanes.inl"
 #include "row_operators.inl"
 
 constexpr int kHalfRows = 8;

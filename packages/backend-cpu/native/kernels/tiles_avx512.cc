@@ -10,6 +10,7 @@
 namespace moe {
 namespace {
 
+#include "lanes.inl"
 #include "row_operators.inl"
 
 // How far ahead the weights of a lone token are fetched: a few hundred cycles at the speed of memory.

@@ -4,6 +4,7 @@
 namespace moe {
 namespace {
 
+#include "lanes.inl"
 #include "row_operators.inl"
 
 constexpr float kE2m1[16] = {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
