@@ -8,6 +8,7 @@ import { SCHEME } from '../quant/quant-scheme.js';
 import type { Checkpoint } from './checkpoint.js';
 import type { ExpertStorage, StackedExperts } from './expert-storage.js';
 import { expertsModule, findExpertStorage, locateStackedExperts } from './expert-storage.js';
+import { checkFiniteWeights } from './finite-weights.js';
 import { locateModule } from './module-tensors.js';
 import { checkE8m0Scales, readMatrices } from './read-matrix.js';
 import type { TensorInfo } from './safetensors.js';
@@ -103,6 +104,8 @@ async function readStacked(
     };
   }
   const [gateUpBytes, downBytes] = await Promise.all([bytesOf(stacked.gateUp), bytesOf(stacked.down)]);
+  checkFiniteWeights(stacked.gateUp, gateUpBytes, expert * 2 * i * h);
+  checkFiniteWeights(stacked.down, downBytes, expert * i * h);
   const gateUp = new Uint16Array(gateUpBytes.buffer);
   const down = new Uint16Array(downBytes.buffer);
   const plain = (rows: number, columns: number, values: Uint16Array): SchemeRegistry[SchemeKey] =>

@@ -5,6 +5,7 @@ import { f16ToFloat32 } from '../quant/f16.js';
 import type { SchemeKey, SchemeRegistry } from '../quant/quant-scheme.js';
 import { SCHEME } from '../quant/quant-scheme.js';
 import type { Checkpoint } from './checkpoint.js';
+import { checkFiniteWeights } from './finite-weights.js';
 import type { ModuleTensors } from './module-tensors.js';
 import { tensorError, tensorsOf } from './module-tensors.js';
 import type { TensorInfo } from './safetensors.js';
@@ -14,7 +15,8 @@ type Bytes = Uint8Array<ArrayBuffer>;
 /**
  * Reads located modules, their tensors in as few system calls as their places allow.
  *
- * @throws {MoeError} MOE_CHECKPOINT_READ; MOE_CHECKPOINT_TENSOR for scales that are NaN, infinite, zero or negative, naming tensor and index.
+ * @throws {MoeError} MOE_CHECKPOINT_READ; MOE_CHECKPOINT_TENSOR for weights that are NaN or infinite, and for scales that are NaN, infinite, zero
+ *   or negative, naming tensor and index.
  */
 export async function readMatrices(checkpoint: Checkpoint, modules: readonly ModuleTensors[]): Promise<SchemeRegistry[SchemeKey][]> {
   const names = modules.flatMap((module) => tensorsOf(module).map(({ name }) => name));
@@ -27,6 +29,7 @@ export async function readMatrices(checkpoint: Checkpoint, modules: readonly Mod
 function assemble(module: ModuleTensors, bytesOf: (info: TensorInfo) => Bytes): SchemeRegistry[SchemeKey] {
   const { rows, columns, weight, scale, globalScale, inputScale } = module;
   const codes = bytesOf(weight);
+  checkFiniteWeights(weight, codes);
   switch (module.scheme) {
     case 'bf16':
     case 'f16':
