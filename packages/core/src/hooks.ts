@@ -63,7 +63,8 @@ export function createHooks(logger: Logger): Hooks {
  * without being asked layer by layer.
  */
 export function narrowingOf(hooks: Hooks): ((candidates: readonly CandidateInfo[], layer: LayerSpec) => NarrowedCandidates) | undefined {
-  if (!hooks.candidates.isUsed()) return undefined;
+  // Not isUsed(): the interceptor that contains the taps counts as a use.
+  if (hooks.candidates.taps.length === 0) return undefined;
   return (candidates, layer) => ({ kept: hooks.candidates.call(Object.freeze([...candidates]), layer), removedBy });
 }
 

@@ -57,6 +57,9 @@ export function linear(layerIndex: number, scheme: SchemeKey, changes: Partial<L
   };
 }
 
+/** Stands for a layout of the backend's own until a backend has the rule. */
+const ownLayout = 'own/rows@1';
+
 /** A rule that covers any size of the schemes on SM 8.0 and newer, inputs of 16 bits, unless changed. */
 export function expertRule<S extends SchemeKey>(
   id: string,
@@ -73,7 +76,7 @@ export function expertRule<S extends SchemeKey>(
     topK: {},
     tokens: {},
     arithmetic: { input: { type: 'float', dtype: 'bf16' }, weights: 'exact', accumulator: 'f32', intermediate: 'bf16', output: 'bf16' },
-    layout: 'plain/rows@1',
+    layout: ownLayout,
     ...changes,
   };
 }
@@ -90,7 +93,7 @@ export function linearRule<S extends SchemeKey>(
     sizes: { inFeatures: { multipleOf: 1 }, outFeatures: { multipleOf: 1 } },
     tokens: {},
     arithmetic: { input: { type: 'float', dtype: 'bf16' }, weights: 'exact', accumulator: 'f32', intermediate: 'f32', output: 'bf16' },
-    layout: 'plain/rows@1',
+    layout: ownLayout,
     ...changes,
   };
 }
@@ -119,7 +122,7 @@ export function moeBackend<S extends SchemeKey>(
   return {
     kind: 'moe',
     name,
-    rules,
+    rules: rules.map((rule) => (rule.layout === ownLayout ? { ...rule, layout: `${name}/rows@1` } : rule)),
     priority: () => priority,
     footprint: (group, rule) => {
       const bits = schemeInfo(rule.schemes[0] as string)?.bitsPerWeight ?? 16;
@@ -156,7 +159,7 @@ export function linearBackend<S extends SchemeKey>(
   return {
     kind: 'linear',
     name,
-    rules,
+    rules: rules.map((rule) => (rule.layout === ownLayout ? { ...rule, layout: `${name}/rows@1` } : rule)),
     priority: () => priority,
     footprint: (spec) => ({ residentBytes: spec.inFeatures * spec.outFeatures, preparePeakBytes: 0, workspaceBytes: () => 0 }),
     pack: async (spec, rule, weights) => {
