@@ -1,0 +1,42 @@
+/** For the report: name and version, formats, and which kernels serve how many layers. */
+export interface ContestantFacts {
+  readonly engine: string;
+  readonly loadSeconds: number;
+  readonly [fact: string]: string | number | Readonly<Record<string, number>>;
+}
+
+/** One engine that the benchmark times. Each lives in a process of its own, so that neither's threads or memory disturb the other. */
+export interface Contestant {
+  readonly facts: ContestantFacts;
+  /** Seconds from handing over a prompt of so many random tokens to the first sampled token. */
+  readonly prefill: (numTokens: number) => Promise<number>;
+  /** Seconds for `numTokens` steps that each sample a token for every sequence, from `contextLength` tokens on. */
+  readonly decode: (contextLength: number, numTokens: number, numSequences: number) => Promise<number>;
+  readonly close: () => Promise<void>;
+}
+
+/** How a contestant is set up. */
+export interface ContestantSettings {
+  /** Checkpoint folder, or GGUF file. */
+  readonly model: string;
+  /** Folder whose node_modules holds the peer. */
+  readonly peer?: string;
+  readonly numThreads: number;
+  /** Positions of the longest sequence. */
+  readonly maxModelLen: number;
+  readonly maxNumSeqs: number;
+  readonly numerics?: string;
+}
+
+/** Sent to a contestant's process; answered in order by {@link Answer}. */
+export type Order =
+  | { readonly type: 'open'; readonly kind: 'moe-server' | 'llama.cpp'; readonly settings: ContestantSettings }
+  | { readonly type: 'prefill'; readonly numTokens: number }
+  | { readonly type: 'decode'; readonly contextLength: number; readonly numTokens: number; readonly numSequences: number }
+  | { readonly type: 'close' };
+
+export type Answer =
+  | { readonly type: 'opened'; readonly facts: ContestantFacts }
+  | { readonly type: 'seconds'; readonly seconds: number }
+  | { readonly type: 'closed' }
+  | { readonly type: 'failed'; readonly message: string };
