@@ -49,7 +49,7 @@ export async function checkIsFolder(directory: string): Promise<void> {
  * Reads a JSON file of the model folder.
  *
  * @returns undefined when there is no such file.
- * @throws {MoeError} with `code` when it is unreadable, too large, too deep, not valid JSON, or has a key twice in one object of depth one or two.
+ * @throws {MoeError} with `code` when it is unreadable, too large, too deep or not valid JSON.
  */
 export async function readJson(
   directory: string,

@@ -110,6 +110,23 @@ describe('openExpertWeights', () => {
     });
   }
 
+  const brokenWeights: readonly [string, () => ReturnType<typeof model>, number[], number][] = [
+    ['NaN in FP8', fp8, [0xff], 20],
+    ['infinite in bf16', tinyQwen3Moe, [0x80, 0x7f], 10],
+  ];
+  for (const [name, build, pattern, index] of brokenWeights) {
+    it(`refuses weights that are ${name}, naming tensor and index`, async () => {
+      const broken = build();
+      const full = `${experts}.1.down_proj.weight`;
+      broken.tensors[full] = withBytes(broken.tensors[full], (bytes) => {
+        bytes.set(pattern, 20);
+      });
+      const error = await readingError(broken);
+      expect(error.code).to.equal('MOE_CHECKPOINT_TENSOR');
+      expect(error.message).to.include(`${full}: element ${String(index)} is NaN or infinite`);
+    });
+  }
+
   it('ignores the input scale of weight-only experts, however broken', () => {
     const weightOnly = model('nvfp4', modelopt('W4A16_NVFP4'));
     weightOnly.tensors[`${experts}.0.gate_proj.input_scale`] = floats([], Float32Array.of(NaN));

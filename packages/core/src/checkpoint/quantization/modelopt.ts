@@ -2,7 +2,7 @@ import type { SchemeKey } from '../../quant/quant-scheme.js';
 import { isRecord } from '../json-scan.js';
 import { canonicalModule, ModulePatterns } from './module-patterns.js';
 import type { KvCacheScheme, QuantizationConfig } from './quantization-config.js';
-import { quantizationConfigError, stringList, unsupportedQuantization } from './quantization-config.js';
+import { quantizationConfigError, stringList, unquantized, unsupportedQuantization } from './quantization-config.js';
 
 /** docs/numerics.md#modelopt lists the tensors of each. */
 const algorithms: Readonly<Record<string, SchemeKey>> = {
@@ -50,7 +50,13 @@ export function parseModelopt(sources: readonly ModeloptSource[]): QuantizationC
     }
     return { value: undefined, file: flat[0]?.file ?? '', field: fields[0] ?? '' };
   };
+  const kv = lookup('kv_cache_quant_algo', 'kv_cache_scheme');
+  const kvCacheScheme = parseModeloptKvCache(kv.value, kv.file, kv.field);
   const { value: algorithm, file, field } = lookup('quant_algo');
+  // Exports that quantize nothing but the KV cache.
+  if (algorithm === undefined && flat.some(({ section }) => section.quant_algo === null)) {
+    return { ...unquantized, summary: 'modelopt, KV cache only', kvCacheScheme };
+  }
   if (typeof algorithm !== 'string') {
     throw quantizationConfigError(file, field, `expected the name of an algorithm (${[...Object.keys(algorithms), mixed].join(', ')})`, {
       actual: algorithm,
@@ -59,8 +65,6 @@ export function parseModelopt(sources: readonly ModeloptSource[]): QuantizationC
   const excludes = lookup('exclude_modules', 'ignore');
   const excluded = new ModulePatterns(stringList(excludes.value, excludes.file, excludes.field));
   checkGroupSize(algorithm, lookup('group_size').value, file, 'group_size');
-  const kv = lookup('kv_cache_quant_algo', 'kv_cache_scheme');
-  const kvCacheScheme = parseModeloptKvCache(kv.value, kv.file, kv.field);
   const summary = `modelopt ${algorithm}`;
 
   if (algorithm !== mixed) {

@@ -134,6 +134,15 @@ describe('modelopt', () => {
     });
   }
 
+  it('takes quant_algo null as a quantized KV cache alone', () => {
+    const config = parseQuantization(
+      {},
+      { producer: { name: 'modelopt' }, quantization: { quant_algo: null, kv_cache_quant_algo: 'FP8' } },
+    );
+    expect(config.kvCacheScheme).to.equal('fp8');
+    expect(config.schemeOf(expert)).to.equal(undefined);
+  });
+
   const wrong: readonly [string, Record<string, unknown>, string][] = [
     ['no quant_algo', { quant_method: 'modelopt' }, 'quant_algo'],
     ['groups of 32', { quant_method: 'modelopt', quant_algo: 'NVFP4', group_size: 32 }, 'group_size'],
