@@ -72,8 +72,8 @@ describe('same bits through the engine', function () {
           for (const each of [...plain, ...scored]) alone.set(each.id, (await serve([each])).results.get(each.id) ?? []);
         });
 
-        after(async () => {
-          await model.close();
+        after(() => {
+          model.close();
         });
 
         function expectAsAlone(results: ReadonlyMap<string, Result>): void {

@@ -87,7 +87,7 @@ describe('ModelRunner', () => {
   it('lays the batch out as the device reads it', async () => {
     const { runner, submitted } = createRunner();
     await runner.execute({ sequences: [decode, prefill] });
-    const inputs = submitted[0] as StepInputs;
+    const inputs = submitted[0]!;
     expect([...inputs.header.subarray(0, 3)]).to.deep.equal([4, 2, 3]);
     expect([...inputs.tokenIds.subarray(0, 4)]).to.deep.equal([3, 0, 1, 2]);
     expect([...inputs.positions.subarray(0, 4)]).to.deep.equal([5, 3, 4, 5]);

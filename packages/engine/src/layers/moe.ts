@@ -33,7 +33,7 @@ export class Moe {
    * @param residual - [tokens, hiddenSize] f32
    */
   encode(encoder: StepEncoder, input: BufferRef, residual: BufferRef): void {
-    const { numExperts, topK, hiddenSize, routing } = (this.#groups[0] as BoundGroup).group;
+    const { numExperts, topK, hiddenSize, routing } = this.#groups[0]!.group;
     const topkIds = encoder.buffer('topk ids', 'tokens', topK);
     const topkWeights = encoder.buffer('topk weights', 'tokens', topK);
     encoder.append({

@@ -23,7 +23,7 @@ describe('ropeFrequencies', () => {
     const scaling: RopeScaling = { type: 'llama3', factor: 8, lowFreqFactor: 1, highFreqFactor: 4, originalMaxPositions: 8192 };
     const stretched = ropeFrequencies(500_000, 128, scaling);
     const unstretched = ropeFrequencies(500_000, 128, { type: 'default' });
-    const ratios = [...stretched].map((frequency, i) => frequency / (unstretched[i] as number));
+    const ratios = [...stretched].map((frequency, i) => frequency / unstretched[i]!);
     expect(ratios[0]).to.equal(1);
     expect(ratios.at(-1)).to.equal(0.125);
     // Dimension 32 turns 8192 / (2 pi sqrt(500000)) = 1.84 times per context: a share of (1.84 - 1) / 3 stays unstretched.
@@ -42,7 +42,7 @@ describe('ropeFrequencies', () => {
       attentionFactor: 1,
     };
     const stretched = ropeFrequencies(theta, rotaryDim, scaling);
-    const ratios = [...stretched].map((frequency, i) => frequency / (plain[i] as number));
+    const ratios = [...stretched].map((frequency, i) => frequency / plain[i]!);
     // Bounds: floor(64 ln(4096 / 64 pi) / 2 ln 10000) = 10, ceil(64 ln(4096 / 2 pi) / 2 ln 10000) = 23.
     expect(ratios[10]).to.equal(1);
     expect(ratios[23]).to.equal(0.25);

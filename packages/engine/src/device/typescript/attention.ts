@@ -5,6 +5,9 @@ import { openKvStorage } from './kv-storage.js';
 import type { Operator } from './operator.js';
 import { floatsOf, numSequencesOf, numTokensOf } from './operator.js';
 
+/**
+ *
+ */
 export function kvStore(command: KvStoreCommand, limits: StepLimits): Operator {
   const { rowWidth, keyOffset, valueOffset, cache } = command;
   const { numKvHeads, headDim, blockSize } = cache;
@@ -19,14 +22,17 @@ export function kvStore(command: KvStoreCommand, limits: StepLimits): Operator {
         const start = elementOf(cache, Math.floor(slot / blockSize), head, slot % blockSize);
         const row = t * rowWidth + head * headDim;
         for (let i = 0; i < headDim; i++) {
-          keys.write(start + i, tensor[row + keyOffset + i] as number);
-          values.write(start + i, tensor[row + valueOffset + i] as number);
+          keys.write(start + i, tensor[row + keyOffset + i]!);
+          values.write(start + i, tensor[row + valueOffset + i]!);
         }
       }
     }
   };
 }
 
+/**
+ *
+ */
 export function attention(command: AttentionCommand, limits: StepLimits): Operator {
   const { rowWidth, queryOffset, numHeads, scale, cache, slidingWindow } = command;
   const { numKvHeads, headDim } = cache;
@@ -74,19 +80,19 @@ function attend(query: Float32Array, context: Context, scale: number, sink: numb
   for (let position = first; position <= last; position++) {
     const start = startOf(context, position);
     let dot = 0;
-    for (let i = 0; i < query.length; i++) dot += (query[i] as number) * keys.read(start + i);
+    for (let i = 0; i < query.length; i++) dot += query[i]! * keys.read(start + i);
     scores[position - first] = dot * scale;
     maximum = Math.max(maximum, dot * scale);
   }
   let denominator = sink === undefined ? 0 : Math.exp(sink - maximum);
   const sums = new Float64Array(query.length);
   for (let position = first; position <= last; position++) {
-    const weight = Math.exp((scores[position - first] as number) - maximum);
+    const weight = Math.exp(scores[position - first]! - maximum);
     denominator += weight;
     const start = startOf(context, position);
-    for (let i = 0; i < sums.length; i++) sums[i] = (sums[i] as number) + weight * values.read(start + i);
+    for (let i = 0; i < sums.length; i++) sums[i] = sums[i]! + weight * values.read(start + i);
   }
-  for (let i = 0; i < sums.length; i++) output[i] = (sums[i] as number) / denominator;
+  for (let i = 0; i < sums.length; i++) output[i] = sums[i]! / denominator;
 }
 
 function startOf({ cache, blocks, kvHead }: Context, position: number): number {

@@ -12,6 +12,9 @@ import type { StepLimits } from '../step-inputs.js';
 import type { Operator } from './operator.js';
 import { floatsOf, halvesOf, maxRowsOf, numRowsOf, numTokensOf } from './operator.js';
 
+/**
+ *
+ */
 export function embed(command: EmbedCommand, limits: StepLimits): Operator {
   const { width, vocabSize } = command;
   const table = halvesOf(command.table, vocabSize * width, 'The table of embed');
@@ -28,11 +31,14 @@ export function embed(command: EmbedCommand, limits: StepLimits): Operator {
           vocabSize,
         });
       }
-      for (let i = 0; i < width; i++) outputBits[t * width + i] = (table[tokenId * width + i] as number) << 16;
+      for (let i = 0; i < width; i++) outputBits[t * width + i] = table[tokenId * width + i]! << 16;
     }
   };
 }
 
+/**
+ *
+ */
 export function rmsNorm(command: RmsNormCommand, limits: StepLimits): Operator {
   const { width, eps, rows } = command;
   const maxRows = maxRowsOf(limits, rows);
@@ -45,6 +51,9 @@ export function rmsNorm(command: RmsNormCommand, limits: StepLimits): Operator {
   };
 }
 
+/**
+ *
+ */
 export function headRmsNorm(command: HeadRmsNormCommand, limits: StepLimits): Operator {
   const { rowWidth, columnOffset, numHeads, headDim, eps } = command;
   const tensor = floatsOf(command.tensor, limits.maxNumTokens * rowWidth, 'The tensor of headRmsNorm');
@@ -61,11 +70,14 @@ export function headRmsNorm(command: HeadRmsNormCommand, limits: StepLimits): Op
 
 function normalize(input: Float32Array, output: Float32Array, start: number, weight: Float32Array, width: number, eps: number): void {
   let squares = 0;
-  for (let i = 0; i < width; i++) squares += (input[start + i] as number) ** 2;
+  for (let i = 0; i < width; i++) squares += input[start + i]! ** 2;
   const factor = 1 / Math.sqrt(squares / width + eps);
-  for (let i = 0; i < width; i++) output[start + i] = (input[start + i] as number) * factor * (weight[i] as number);
+  for (let i = 0; i < width; i++) output[start + i] = input[start + i]! * factor * weight[i]!;
 }
 
+/**
+ *
+ */
 export function rope(command: RopeCommand, limits: StepLimits): Operator {
   const { rowWidth, columnOffset, numHeads, headDim, rotaryDim, interleaved, maxPositions } = command;
   const tensor = floatsOf(command.tensor, limits.maxNumTokens * rowWidth, 'The tensor of rope');
@@ -85,10 +97,10 @@ export function rope(command: RopeCommand, limits: StepLimits): Operator {
         for (let i = 0; i < numPairs; i++) {
           const first = start + (interleaved ? 2 * i : i);
           const second = interleaved ? first + 1 : first + numPairs;
-          const cosine = table[position * rotaryDim + i] as number;
-          const sine = table[position * rotaryDim + numPairs + i] as number;
-          const a = tensor[first] as number;
-          const b = tensor[second] as number;
+          const cosine = table[position * rotaryDim + i]!;
+          const sine = table[position * rotaryDim + numPairs + i]!;
+          const a = tensor[first]!;
+          const b = tensor[second]!;
           tensor[first] = a * cosine - b * sine;
           tensor[second] = b * cosine + a * sine;
         }
@@ -97,6 +109,9 @@ export function rope(command: RopeCommand, limits: StepLimits): Operator {
   };
 }
 
+/**
+ *
+ */
 export function gatedActivation(command: GatedActivationCommand, limits: StepLimits): Operator {
   const { rows, width } = command;
   const maxRows = maxRowsOf(limits, rows);
@@ -107,8 +122,8 @@ export function gatedActivation(command: GatedActivationCommand, limits: StepLim
     const numRows = numRowsOf(inputs, rows);
     for (let row = 0; row < numRows; row++) {
       for (let i = 0; i < width; i++) {
-        const gate = input[row * 2 * width + i] as number;
-        const up = input[row * 2 * width + width + i] as number;
+        const gate = input[row * 2 * width + i]!;
+        const up = input[row * 2 * width + width + i]!;
         output[row * width + i] = activate(gate, up);
       }
     }
@@ -130,6 +145,9 @@ function activationOf(activation: Activation): (gate: number, up: number) => num
   });
 }
 
+/**
+ *
+ */
 export function gatherRows(command: GatherRowsCommand, limits: StepLimits): Operator {
   const { width } = command;
   const input = floatsOf(command.input, limits.maxNumTokens * width, 'The input of gatherRows');

@@ -5,6 +5,9 @@ import type { StepLimits } from '../step-inputs.js';
 import type { Operator } from './operator.js';
 import { floatsOf, intsOf, maxRowsOf, numRowsOf, numTokensOf } from './operator.js';
 
+/**
+ *
+ */
 export function linear(command: LinearCommand, limits: StepLimits): Operator {
   const { rows, inFeatures, outFeatures, accumulate, kernel, name } = command;
   const { entry } = kernel;
@@ -22,6 +25,9 @@ export function linear(command: LinearCommand, limits: StepLimits): Operator {
   };
 }
 
+/**
+ *
+ */
 export function experts(command: ExpertsCommand, limits: StepLimits): Operator {
   const { hiddenSize, topK, accumulate, kernel, name } = command;
   const { entry } = kernel;

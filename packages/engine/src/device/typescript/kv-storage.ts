@@ -18,7 +18,7 @@ export function openKvStorage(cache: KvCacheLayer, which: 'keys' | 'values'): Kv
       write: (element, value) => {
         patterns[element] = encodeBf16(value);
       },
-      read: (element) => decodeBf16(patterns[element] as number),
+      read: (element) => decodeBf16(patterns[element]!),
     };
   }
   const scale = Math.fround(which === 'keys' ? cache.keyScale : cache.valueScale);
@@ -28,6 +28,6 @@ export function openKvStorage(cache: KvCacheLayer, which: 'keys' | 'values'): Kv
     write: (element, value) => {
       codes[element] = encodeE4m3(Math.fround(value / scale));
     },
-    read: (element) => decoded[codes[element] as number] as number,
+    read: (element) => decoded[codes[element]!]!,
   };
 }

@@ -10,14 +10,23 @@ const headerTokens = 0;
 const headerSequences = 1;
 const headerLogitRows = 2;
 
+/**
+ *
+ */
 export function numTokensOf(inputs: StepInputs): number {
   return inputs.header[headerTokens] ?? 0;
 }
 
+/**
+ *
+ */
 export function numSequencesOf(inputs: StepInputs): number {
   return inputs.header[headerSequences] ?? 0;
 }
 
+/**
+ *
+ */
 export function numRowsOf(inputs: StepInputs, rows: RowCount): number {
   return (rows === 'tokens' ? inputs.header[headerTokens] : inputs.header[headerLogitRows]) ?? 0;
 }
@@ -33,6 +42,9 @@ export function floatsOf(ref: BufferRef, length: number, what: string): Float32A
   return new Float32Array(ref.buffer, ref.byteOffset, length);
 }
 
+/**
+ *
+ */
 export function intsOf(ref: BufferRef, length: number, what: string): Int32Array {
   checkLength(ref, 4 * length, what);
   return new Int32Array(ref.buffer, ref.byteOffset, length);
@@ -44,6 +56,9 @@ export function halvesOf(ref: BufferRef, length: number, what: string): Uint16Ar
   return new Uint16Array(ref.buffer, ref.byteOffset, length);
 }
 
+/**
+ *
+ */
 export function bytesOfRef(ref: BufferRef, length: number, what: string): Uint8Array {
   checkLength(ref, length, what);
   return new Uint8Array(ref.buffer, ref.byteOffset, length);

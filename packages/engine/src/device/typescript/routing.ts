@@ -7,6 +7,9 @@ import { floatsOf, intsOf, numTokensOf } from './operator.js';
 /** Keeps the sum of sigmoid scores from being zero, as DeepSeek-V3's published code does. */
 const renormalizeEpsilon = 1e-20;
 
+/**
+ *
+ */
 export function route(command: RouteCommand, limits: StepLimits): Operator {
   const { hiddenSize, numExperts, topK, method } = command;
   const input = floatsOf(command.input, limits.maxNumTokens * hiddenSize, 'The input of route');
@@ -21,7 +24,7 @@ export function route(command: RouteCommand, limits: StepLimits): Operator {
     for (let t = 0; t < numTokens; t++) {
       for (let expert = 0; expert < numExperts; expert++) {
         let sum = bias?.[expert] ?? 0;
-        for (let i = 0; i < hiddenSize; i++) sum += (input[t * hiddenSize + i] as number) * (weight[expert * hiddenSize + i] as number);
+        for (let i = 0; i < hiddenSize; i++) sum += input[t * hiddenSize + i]! * weight[expert * hiddenSize + i]!;
         logits[expert] = sum;
       }
       const chosen = chooseExperts(logits, method, topK, correctionBias);
@@ -47,17 +50,17 @@ export function chooseExperts(
   const all = Array.from(logits, (_, id) => id);
   let chosen: { id: number; weight: number }[];
   if (method.order === 'topk-first') {
-    const ids = largest(all, (id) => logits[id] as number, topK);
+    const ids = largest(all, (id) => logits[id]!, topK);
     const scores = score(
-      ids.map((id) => logits[id] as number),
+      ids.map((id) => logits[id]!),
       method.score,
     );
-    chosen = ids.map((id, j) => ({ id, weight: scores[j] as number }));
+    chosen = ids.map((id, j) => ({ id, weight: scores[j]! }));
   } else {
     const scores = score([...logits], method.score);
-    const choice = (id: number): number => (scores[id] as number) + (correctionBias?.[id] ?? 0);
+    const choice = (id: number): number => scores[id]! + (correctionBias?.[id] ?? 0);
     const ids = largest(withinBestGroups(all, choice, method), choice, topK);
-    chosen = ids.map((id) => ({ id, weight: scores[id] as number }));
+    chosen = ids.map((id) => ({ id, weight: scores[id]! }));
   }
   const sum = chosen.reduce((total, { weight }) => total + weight, 0);
   const factor = method.scalingFactor / (method.renormalize ? sum + renormalizeEpsilon : 1);
@@ -70,7 +73,7 @@ function withinBestGroups(ids: number[], choice: (id: number) => number, { numGr
   const groupSize = ids.length / numGroups;
   const groups = Array.from({ length: numGroups }, (_, group) => ids.slice(group * groupSize, (group + 1) * groupSize));
   const worth = groups.map((group) => largest(group, choice, 2).reduce((sum, id) => sum + choice(id), 0));
-  const best = largest([...groups.keys()], (group) => worth[group] as number, topkGroups);
+  const best = largest([...groups.keys()], (group) => worth[group]!, topkGroups);
   return ids.filter((id) => best.includes(Math.floor(id / groupSize)));
 }
 
@@ -87,6 +90,9 @@ function largest(ids: readonly number[], value: (id: number) => number, count: n
   return [...ids].sort((a, b) => value(b) - value(a) || a - b).slice(0, count);
 }
 
+/**
+ *
+ */
 export function mapSlots(command: MapSlotsCommand, limits: StepLimits): Operator {
   const { topK, numExperts } = command;
   const topkIds = intsOf(command.topkIds, limits.maxNumTokens * topK, 'topkIds of mapSlots');

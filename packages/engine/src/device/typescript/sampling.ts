@@ -28,7 +28,7 @@ export function sample(command: SampleCommand, limits: StepLimits): Operator {
       const numTop = Math.min(inputs.numTopLogprobs[row] ?? 0, maxTopLogprobs);
       for (const [column, id] of largestIds(unmodified, numTop).entries()) {
         topIds[row * maxTopLogprobs + column] = id;
-        topLogprobs[row * maxTopLogprobs + column] = (unmodified[id] as number) - normalizer;
+        topLogprobs[row * maxTopLogprobs + column] = unmodified[id]! - normalizer;
       }
     }
   };
@@ -53,7 +53,7 @@ function adjust(x: Float32Array, inputs: StepInputs, row: number): void {
     const bias = inputs.adjustmentBiases[4 * i + 1] ?? 0;
     const outputCount = inputs.adjustmentWords[4 * i + 2] ?? 0;
     const isSeen = inputs.adjustmentWords[4 * i + 3] !== 0;
-    let value = x[tokenId] as number;
+    let value = x[tokenId]!;
     if (isSeen) value = Math.fround(value > 0 ? value / penalty : value * penalty);
     value = Math.fround(value - Math.fround(frequency * outputCount));
     if (outputCount > 0) value = Math.fround(value - presence);
@@ -65,13 +65,13 @@ function adjust(x: Float32Array, inputs: StepInputs, row: number): void {
 function distributionOf(x: Float32Array, temperature: number, topK: number, topP: number, minP: number): Float64Array {
   const scaled = Float64Array.from(x, (value) => value / temperature);
   const order = largestIds(scaled, scaled.length);
-  const maximum = scaled[order[0] ?? 0] as number;
+  const maximum = scaled[order[0] ?? 0]!;
   let kept = order;
   if (topK > 0 && topK < order.length) {
-    const threshold = scaled[order[topK - 1] as number] as number;
-    kept = kept.filter((id) => (scaled[id] as number) >= threshold);
+    const threshold = scaled[order[topK - 1]!]!;
+    kept = kept.filter((id) => scaled[id]! >= threshold);
   }
-  const weight = (id: number): number => Math.exp((scaled[id] as number) - maximum);
+  const weight = (id: number): number => Math.exp(scaled[id]! - maximum);
   if (topP < 1) {
     const wanted = topP * kept.reduce((sum, id) => sum + weight(id), 0);
     let sum = 0;
@@ -96,7 +96,7 @@ function invert(probabilities: Float64Array, u: number): number {
   let cumulative = 0;
   let last = 0;
   for (let id = 0; id < probabilities.length; id++) {
-    const p = probabilities[id] as number;
+    const p = probabilities[id]!;
     if (p === 0) continue;
     last = id;
     cumulative += p;
@@ -125,7 +125,7 @@ function argmax(x: Float32Array): number {
   let best = -1;
   let maximum = -Infinity;
   for (let id = 0; id < x.length; id++) {
-    const value = x[id] as number;
+    const value = x[id]!;
     if (value > maximum) {
       maximum = value;
       best = id;
@@ -136,10 +136,10 @@ function argmax(x: Float32Array): number {
 
 /** 1 + the number of tokens before this one in the order of {@link largestIds}. */
 function rankOf(x: Float32Array, tokenId: number): number {
-  const own = x[tokenId] as number;
+  const own = x[tokenId]!;
   let rank = 1;
   for (let id = 0; id < x.length; id++) {
-    const value = x[id] as number;
+    const value = x[id]!;
     if (value > own || (value === own && id < tokenId)) rank++;
   }
   return rank;
@@ -149,7 +149,7 @@ function rankOf(x: Float32Array, tokenId: number): number {
 function largestIds(x: Float32Array | Float64Array, count: number): number[] {
   if (count === 0) return [];
   const ids = Array.from(x, (_, id) => id).filter((id) => !Number.isNaN(x[id]));
-  return ids.sort((a, b) => (x[b] as number) - (x[a] as number) || a - b).slice(0, count);
+  return ids.sort((a, b) => x[b]! - x[a]! || a - b).slice(0, count);
 }
 
 function logSumExp(x: Float32Array): number {

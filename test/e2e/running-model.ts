@@ -1,0 +1,181 @@
+import { Checkpoint, createPluginHost, describeModel, loadPlugin, planWith } from '@moe-server/core';
+import type { CpuFeature, ModelDescription, NumericsChoice, Plan } from '@moe-server/core';
+import { referencePlugin } from '@moe-server/core/conformance';
+import type { BatchSequence, Device, KvCacheChoice, LogitRow, ModelConfig, RowOutput, StepLimits } from '@moe-server/engine';
+import {
+  KvCache,
+  ModelRunner,
+  createCpuDevice,
+  createTypescriptDevice,
+  kvBlockSize,
+  loadModel,
+  readModelConfig,
+  resolveKvCacheDType,
+} from '@moe-server/engine';
+
+export type DeviceName = 'typescript' | 'cpu';
+
+export interface RunningModelOptions {
+  readonly device: DeviceName;
+  /** Of the CPU device; default: what the processor has. */
+  readonly features?: readonly CpuFeature[];
+  readonly numerics: NumericsChoice;
+  readonly kvCacheDType?: KvCacheChoice;
+  /** Looks at the device's work; see {@link RunningModel.open}. */
+  readonly wrapDevice?: (device: Device) => Device;
+}
+
+const limits: StepLimits = { maxNumTokens: 256, maxNumSeqs: 8, maxLogitRows: 256, maxBlocksPerSeq: 32, maxAdjustments: 16 };
+const numBlocks = 128;
+
+/** A checkpoint on a device, put together as the composition root does it, and driven step by step. */
+export class RunningModel {
+  readonly config: ModelConfig;
+  readonly plan: Plan;
+  readonly description: ModelDescription;
+  readonly runner: ModelRunner;
+  readonly #dispose: () => void;
+  #nextBlock = 0;
+
+  private constructor(config: ModelConfig, plan: Plan, description: ModelDescription, runner: ModelRunner, dispose: () => void) {
+    this.config = config;
+    this.plan = plan;
+    this.description = description;
+    this.runner = runner;
+    this.#dispose = dispose;
+  }
+
+  static async open(folder: string, options: RunningModelOptions): Promise<RunningModel> {
+    const checkpoint = await Checkpoint.open(folder);
+    try {
+      return await RunningModel.#load(checkpoint, options);
+    } finally {
+      await checkpoint.close();
+    }
+  }
+
+  static async #load(checkpoint: Checkpoint, options: RunningModelOptions): Promise<RunningModel> {
+    const config = await readModelConfig(checkpoint);
+    const description = describeModel(checkpoint);
+    const host = createPluginHost();
+    await loadPlugin(host, options.device === 'cpu' ? await cpuPlugin() : referencePlugin, 'the tests');
+    const plain =
+      options.device === 'cpu'
+        ? createCpuDevice({ numThreads: 2, ...(options.features === undefined ? {} : { features: options.features }) })
+        : createTypescriptDevice();
+    const device = options.wrapDevice?.(plain) ?? plain;
+    const layers = [...description.groups, ...description.linears];
+    const plan = planWith(host, {
+      layers,
+      device: device.info,
+      maxNumTokens: limits.maxNumTokens,
+      numerics: { default: options.numerics },
+      requirements: { batchInvariant: true },
+    });
+    const maxPositions = limits.maxBlocksPerSeq * kvBlockSize;
+    const loaded = await loadModel({
+      checkpoint,
+      description,
+      plan,
+      host,
+      device,
+      config,
+      maxNumTokens: limits.maxNumTokens,
+      maxPositions,
+    });
+    const { numLayers, numKvHeads, headDim } = config;
+    const dtype = resolveKvCacheDType(options.kvCacheDType ?? 'bf16', description.kvCacheScheme);
+    const cache = KvCache.allocate(device, { dtype, numLayers, numKvHeads, headDim, blockSize: kvBlockSize }, numBlocks, loaded.kvScales);
+    const runner = new ModelRunner({ device, model: loaded.model, cache, limits });
+    return new RunningModel(config, plan, description, runner, () => {
+      runner.dispose();
+      loaded.dispose();
+      device.dispose();
+    });
+  }
+
+  /** A sequence with blocks of its own; `shared` blocks of another one come first. */
+  newSequence(maxPositions: number, shared: readonly number[] = []): number[] {
+    const blocks = [...shared];
+    // Blocks in falling order and from the middle, so that nothing rests on their being neighbours.
+    while (blocks.length * kvBlockSize < maxPositions) blocks.push((numBlocks + 77 - 3 * this.#nextBlock++) % numBlocks);
+    return blocks;
+  }
+
+  /** Frees all blocks. */
+  reset(): void {
+    this.#nextBlock = 0;
+  }
+
+  /** Runs one step; logits of each row beside what was sampled. */
+  async step(...sequences: BatchSequence[]): Promise<{ logits: readonly Float32Array[]; rows: readonly (readonly RowOutput[])[] }> {
+    return this.runner.execute({ sequences }, { logits: true });
+  }
+
+  /** Logits at `positions` (default: all) of a prompt, computed at once. */
+  async prefill(tokenIds: readonly number[], positions?: readonly number[]): Promise<readonly Float32Array[]> {
+    this.reset();
+    const rows = (positions ?? [...tokenIds.keys()]).map((tokenIndex) => ({ ...greedy, tokenIndex }));
+    return (await this.step({ tokenIds, startPosition: 0, blockTable: this.newSequence(tokenIds.length), rows })).logits;
+  }
+
+  /** The greedy continuation, decoded token by token, and the logits that chose each. Ends early after one of `endTokenIds`. */
+  async generate(
+    prompt: readonly number[],
+    maxTokens: number,
+    endTokenIds: readonly number[] = [],
+  ): Promise<{ tokenIds: number[]; logits: Float32Array[] }> {
+    this.reset();
+    const blockTable = this.newSequence(prompt.length + maxTokens);
+    const out: { tokenIds: number[]; logits: Float32Array[] } = { tokenIds: [], logits: [] };
+    let input = prompt;
+    let startPosition = 0;
+    while (out.tokenIds.length < maxTokens) {
+      const rows = [{ ...greedy, tokenIndex: input.length - 1 }];
+      const step = await this.step({ tokenIds: input, startPosition, blockTable, rows });
+      const tokenId = step.rows[0]?.[0]?.tokenId ?? -1;
+      out.tokenIds.push(tokenId);
+      out.logits.push(...step.logits);
+      if (endTokenIds.includes(tokenId)) break;
+      startPosition += input.length;
+      input = [tokenId];
+    }
+    return out;
+  }
+
+  /** Log-probability of each token but the first, given those before it. */
+  async score(tokenIds: readonly number[]): Promise<number[]> {
+    this.reset();
+    const rows = tokenIds.slice(1).map((target, tokenIndex) => ({ ...greedy, tokenIndex, target }));
+    const { rows: outputs } = await this.runner.execute({
+      sequences: [{ tokenIds, startPosition: 0, blockTable: this.newSequence(tokenIds.length), rows }],
+    });
+    return (outputs[0] ?? []).map(({ logprob }) => logprob);
+  }
+
+  close(): void {
+    this.#dispose();
+  }
+}
+
+/** Loaded by name, as the server does it. */
+async function cpuPlugin(): Promise<unknown> {
+  const module = (await import('@moe-server/backend-cpu')) as { readonly default: unknown };
+  return module.default;
+}
+
+export const greedy: LogitRow = {
+  tokenIndex: 0,
+  target: -1,
+  temperature: 0,
+  topK: 0,
+  topP: 1,
+  minP: 0,
+  repetitionPenalty: 1,
+  presencePenalty: 0,
+  frequencyPenalty: 0,
+  seed: 0n,
+  counter: 0,
+  numTopLogprobs: 0,
+  adjustments: [],
+};
