@@ -63,10 +63,23 @@ const commands = Array.from({ length: numLayers }, () => {
   const values = device.allocate(numBlocks * blockSize * rowBytes, 'values');
   for (const { buffer } of [keys, values]) new Uint16Array(buffer).fill(dtype === 'bf16' ? 0x3c00 : 0x3130);
   const cache = { dtype, keys, values, numBlocks, blockSize, numKvHeads, headDim, keyScale: 1, valueScale: 1 };
-  return { op: 'attention', queries, rowWidth, queryOffset: 0, numHeads, scale: headDim ** -0.5, cache, slidingWindow: 0, sinks: undefined, output };
+  return {
+    op: 'attention',
+    queries,
+    rowWidth,
+    queryOffset: 0,
+    numHeads,
+    scale: headDim ** -0.5,
+    cache,
+    slidingWindow: 0,
+    sinks: undefined,
+    output,
+  };
 });
 
-console.log(`${device.info.name}, ${String(numThreads)} threads, ${String(numLayers)} layers of ${String(numHeads)}/${String(numKvHeads)} heads of ${String(headDim)}, ${dtype} cache`);
+console.log(
+  `${device.info.name}, ${String(numThreads)} threads, ${String(numLayers)} layers of ${String(numHeads)}/${String(numKvHeads)} heads of ${String(headDim)}, ${dtype} cache`,
+);
 const bandwidth = await measureBandwidth({ numThreads, totalBytes: 2 ** 29, pieceBytes: 1.5 * 2 ** 20 });
 console.log(`random 1.5 MiB pieces: ${bandwidth.toFixed(1)} GB/s`);
 const empty = device.compile([], layout);
@@ -75,12 +88,19 @@ await median(empty, 1000);
 console.log(`empty step: ${(await median(empty, 2001)).toFixed(1)} µs from submit to resolve`);
 
 const attention = device.compile(commands, layout);
-for (const [numSeqs, context] of [[1, 128], [1, 2048], [1, 4096], [8, 2048]]) {
+for (const [numSeqs, context] of [
+  [1, 128],
+  [1, 2048],
+  [1, 4096],
+  [8, 2048],
+]) {
   fill(numSeqs, 1, context);
   await median(attention, 5);
   const us = await median(attention, 41);
   const bytes = 2 * rowBytes * context * numSeqs * numLayers;
-  console.log(`decode, ${String(numSeqs)} x context ${String(context)}: ${us.toFixed(0)} µs, ${(bytes / us / 1e3).toFixed(1)} GB/s of keys and values`);
+  console.log(
+    `decode, ${String(numSeqs)} x context ${String(context)}: ${us.toFixed(0)} µs, ${(bytes / us / 1e3).toFixed(1)} GB/s of keys and values`,
+  );
 }
 for (const context of [512, 2048]) {
   fill(1, 512, context);

@@ -83,7 +83,7 @@ Napi::Value DeviceObject::compile(const Napi::CallbackInfo& info) {
   try {
     entry.program = make_program(std::move(read.commands), read_limits(info[1]), executor_->num_threads());
   } catch (const CommandError& error) {
-    throw error_with_code(env_, error.what(), "MOE_INTERNAL");
+    throw error_with_code(env_, error.what(), error.cause == CommandError::Cause::kKernel ? "MOE_DEVICE_KERNEL" : "MOE_INTERNAL");
   }
   entry.owners = std::move(read.owners);
   const uint64_t bytes = entry.program.workspace_bytes;

@@ -138,8 +138,8 @@ class Checker {
  private:
   int64_t most(RowCount rows) const { return rows == RowCount::kTokens ? limits_.max_num_tokens : limits_.max_logit_rows; }
 
-  void require(bool condition, const std::string& problem) const {
-    if (!condition) throw CommandError(name_ + ": " + problem + ".");
+  void require(bool condition, const std::string& problem, CommandError::Cause cause = CommandError::Cause::kShape) const {
+    if (!condition) throw CommandError(cause, name_ + ": " + problem + ".");
   }
   void size(const char* field, int64_t value) const {
     require(value > 0 && value < kMaxSize, std::string(field) + " must be positive and less than 2^31, got " + std::to_string(value));
@@ -177,8 +177,9 @@ class Checker {
     holds("values", cache.values, {cache.num_blocks, cache.num_kv_heads, cache.block_size, cache.row_bytes()});
   }
   void kernel(const moe_kernel& kernel, uint32_t kind, const char* kind_name) const {
-    require(kernel.size >= sizeof(moe_kernel), "the kernel's struct is smaller than version 1 of moe/abi.h says");
-    require(kernel.kind == kind, std::string("the kernel ") + kernel.name + " is not of kind " + kind_name);
+    constexpr auto kKernel = CommandError::Cause::kKernel;
+    require(kernel.size >= sizeof(moe_kernel), "the kernel's struct is smaller than version 1 of moe/abi.h says", kKernel);
+    require(kernel.kind == kind, std::string("the kernel ") + kernel.name + " is not of kind " + kind_name, kKernel);
   }
 
   const std::string& name_;

@@ -15,7 +15,9 @@ namespace moe {
 /* A command that cannot run: a shape that does not fit its buffer, or a kernel that does not fit the command. */
 class CommandError : public std::runtime_error {
  public:
-  using std::runtime_error::runtime_error;
+  enum class Cause { kShape, kKernel };
+  CommandError(Cause cause, const std::string& message) : std::runtime_error(message), cause(cause) {}
+  const Cause cause;
 };
 
 /* A command list that was checked: from here on sizes are trusted. */

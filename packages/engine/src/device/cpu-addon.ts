@@ -1,6 +1,5 @@
 import type { CpuFeature } from '@moe-server/core';
-import { MoeError, messageOf } from '@moe-server/core';
-import { createRequire } from 'node:module';
+import { loadNativeAddon } from '@moe-server/core';
 import type { Command } from './commands.js';
 import type { StepField, StepLimits } from './step-inputs.js';
 
@@ -29,20 +28,19 @@ export interface NativeDevice {
   readonly dispose: () => void;
 }
 
-const require = createRequire(import.meta.url);
 let loaded: CpuAddon | undefined;
 
 /**
- * The addon, loaded once.
+ * The addon, loaded once. `MOE_ENGINE_CPU_ADDON` may name another file.
  *
  * @throws {MoeError} MOE_PLUGIN_ADDON that lists where it was looked for.
  */
 export function loadCpuAddon(): CpuAddon {
-  if (loaded !== undefined) return loaded;
-  try {
-    loaded = require('../../../build/Release/engine_cpu.node') as CpuAddon;
-    return loaded;
-  } catch (cause) {
-    throw new MoeError('MOE_PLUGIN_ADDON', `The CPU device's addon cannot be loaded: ${messageOf(cause)}`, {}, { cause });
-  }
+  loaded ??= loadNativeAddon({
+    packageName: '@moe-server/engine',
+    packageUrl: import.meta.url,
+    addonName: 'engine_cpu',
+    envVariable: 'MOE_ENGINE_CPU_ADDON',
+  }) as CpuAddon;
+  return loaded;
 }

@@ -149,8 +149,7 @@ function attention(bench: CommandBench, random: Random, dtype: KvCacheDType, sli
     const position = t === 0 ? 300 : 20 + t - 1;
     inputs.positions[t] = position;
     inputs.slots[t] =
-      (inputs.blockTables[sequence * limits.maxBlocksPerSeq + Math.floor(position / blockSize)] as number) * blockSize +
-      (position % blockSize);
+      inputs.blockTables[sequence * limits.maxBlocksPerSeq + Math.floor(position / blockSize)]! * blockSize + (position % blockSize);
   }
   const rowWidth = (numHeads + 2 * numKvHeads) * headDim + 8;
   const tensor = bench.floats(random.floats(limits.maxNumTokens * rowWidth));
@@ -225,9 +224,8 @@ describeCpuPaths('operators of the CPU device', (createDevice) => {
           const { expected, actual } = await runOnBoth(createDevice(), limits, (bench) =>
             attention(bench, new Random(3), dtype, slidingWindow, hasSinks),
           );
-          expectClose(floatsIn(actual[0] as (typeof actual)[0]), floatsIn(expected[0] as (typeof actual)[0]), 2e-5);
-          for (const i of [1, 2])
-            expect(bytesIn(actual[i] as (typeof actual)[0])).to.deep.equal(bytesIn(expected[i] as (typeof actual)[0]));
+          expectClose(floatsIn(actual[0]!), floatsIn(expected[0]!), 2e-5);
+          for (const i of [1, 2]) expect(bytesIn(actual[i]!)).to.deep.equal(bytesIn(expected[i]!));
         });
       }
     }
@@ -250,7 +248,7 @@ describeCpuPaths('operators of the CPU device', (createDevice) => {
       };
       for (let t = 0; t < 64; t++) bench.inputs.slots[t] = t;
       const values = Float32Array.from({ length: 64 * 128 }, (_, i) => {
-        if (i % 97 === 0) return [NaN, Infinity, -Infinity, 448, 464, 465, -0][(i / 97) % 7] as number;
+        if (i % 97 === 0) return [NaN, Infinity, -Infinity, 448, 464, 465, -0][(i / 97) % 7]!;
         const exact = random.next() * 2 ** (random.integer(22) - 12);
         // Halfway between two neighbours with four mantissa bits, and multiples of half the smallest subnormal.
         if (i % 3 === 0) return Number(exact.toExponential(0).replace(/^(-?)\d/, '$11')) * 1.0625;
@@ -262,6 +260,6 @@ describeCpuPaths('operators of the CPU device', (createDevice) => {
         outputs: [cache.keys, cache.values],
       };
     });
-    for (const i of [0, 1]) expect(bytesIn(actual[i] as (typeof actual)[0])).to.deep.equal(bytesIn(expected[i] as (typeof actual)[0]));
+    for (const i of [0, 1]) expect(bytesIn(actual[i]!)).to.deep.equal(bytesIn(expected[i]!));
   });
 });

@@ -1,5 +1,5 @@
 import type { CpuFeature } from '@moe-server/core';
-import { expect } from 'chai';
+import { AssertionError, strictEqual } from 'node:assert';
 import type { BufferRef, Command } from '../../src/device/commands.js';
 import { loadCpuAddon } from '../../src/device/cpu-addon.js';
 import { cpuDeviceProblem, createCpuDevice } from '../../src/device/cpu-device.js';
@@ -88,11 +88,11 @@ export async function runOnBoth(
 
 /** |actual - expected| <= tolerance * (1 + |expected|), element by element. */
 export function expectClose(actual: Float32Array, expected: Float32Array, tolerance: number): void {
-  expect(actual.length).to.equal(expected.length);
+  strictEqual(actual.length, expected.length);
   for (const [i, value] of expected.entries()) {
-    const got = actual[i] as number;
+    const got = actual[i]!;
     if (Math.abs(got - value) <= tolerance * (1 + Math.abs(value)) || Object.is(got, value)) continue;
-    expect.fail(`element ${String(i)}: expected ${String(value)}, got ${String(got)}`);
+    throw new AssertionError({ message: `element ${String(i)}`, actual: got, expected: value });
   }
 }
 
