@@ -1,9 +1,9 @@
 // Speed of the kernels alone, on the addon's own pool:
 //
-//   node bench/kernels.mjs [--threads 2] [--isa avx512] [--only nvfp4] [--seconds 0.5] [--tokens 1,8] [--cpu-time]
+//   node bench/kernels.mjs [--threads 2] [--isa avx512] [--only nvfp4] [--seconds 0.5] [--tokens 1,8] [--rows 16384] [--cpu-time]
 //
 // Experts: the layer shape of Qwen3-30B-A3B (hidden 2048, moe_intermediate 768, top-8) with 32 experts, chosen anew for every call, so
-// that one token reads its weights from memory. Linear: 16384 x 2048. GB/s counts the packed bytes of the experts that a call chose;
+// that one token reads its weights from memory. Linear: 16384 x 2048 unless --rows says otherwise. GB/s counts the packed bytes of the experts that a call chose;
 // Gop/s counts two operations per weight and token.
 import { parseArgs } from 'node:util';
 import { cpuAddon } from '../dist/src/index.js';
@@ -15,6 +15,7 @@ const { values: options } = parseArgs({
     only: { type: 'string', default: '' },
     seconds: { type: 'string', default: '0.5' },
     'cpu-time': { type: 'boolean', default: false },
+    rows: { type: 'string', default: '16384' },
     tokens: { type: 'string', default: '1,8,64,512' },
   },
 });
@@ -27,7 +28,7 @@ const hiddenSize = 2048;
 const moeIntermediateSize = 768;
 const numExperts = 32;
 const topK = 8;
-const outFeatures = 16384;
+const outFeatures = Number(options.rows);
 
 const variants = [
   { name: 'nvfp4 wider', format: 'nvfp4', input: 'float', bits: 4 },
@@ -58,7 +59,12 @@ function randomBytes(length, make) {
 function sourceOf({ format, bits }, rows, columns) {
   const bytes = (rows * columns * bits) / 8;
   // Codes without NaN; 16-bit values near one.
-  const code = bits === 4 ? () => random() & 255 : bits === 8 ? () => random() & 0xbf : (_, i) => (i % 2 === 0 ? random() & 255 : 0x3c + (random() & 0x81));
+  const code =
+    bits === 4
+      ? () => random() & 255
+      : bits === 8
+        ? () => random() & 0xbf
+        : (_, i) => (i % 2 === 0 ? random() & 255 : 0x3c + (random() & 0x81));
   return {
     codes: randomBytes(bytes, code),
     ...(format === 'nvfp4' ? { scaleCodes: randomBytes((rows * columns) / 16, () => 0x38 + (random() & 7)) } : {}),
@@ -83,7 +89,7 @@ function now() {
 function measure(prepare, run) {
   run(prepare());
   const times = [];
-  for (const end = performance.now() + budgetMs; times.length < 3 || performance.now() < end; ) {
+  for (const end = performance.now() + budgetMs; times.length < 3 || performance.now() < end;) {
     const call = prepare();
     const begin = now();
     run(call);
@@ -130,7 +136,11 @@ async function benchExperts(variant) {
     };
     const distinct = prepare().bytes;
     const perByte = measure(prepare, ({ topkSlots }) => {
-      addon.runExperts(kernel, { numTokens, topK, hiddenSize, hiddenStates, topkSlots, topkWeights, output, accumulate: false }, numThreads);
+      addon.runExperts(
+        kernel,
+        { numTokens, topK, hiddenSize, hiddenStates, topkSlots, topkWeights, output, accumulate: false },
+        numThreads,
+      );
     });
     report(`experts ${variant.name}`, numTokens, perByte, perByte * distinct, 2 * numTokens * topK * 3 * hiddenSize * moeIntermediateSize);
   }

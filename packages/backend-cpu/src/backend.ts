@@ -35,7 +35,8 @@ export class CpuMoeBackend implements MoeBackend<CpuScheme> {
   readonly name = 'cpu';
   readonly rules = expertRules;
 
-  readonly priority = (group: ExpertGroupSpec, rule: ExpertSupportRule<CpuScheme>): number => priorityOf(cpuScheme(group.schemes.w13), rule);
+  readonly priority = (group: ExpertGroupSpec, rule: ExpertSupportRule<CpuScheme>): number =>
+    priorityOf(cpuScheme(group.schemes.w13), rule);
 
   readonly missing = missingAddon;
 
@@ -48,7 +49,8 @@ export class CpuMoeBackend implements MoeBackend<CpuScheme> {
       residentBytes: experts.length * expertBytes,
       // As many experts as packUnits has in flight, in the checkpoint's form, which is not larger than the packed one.
       preparePeakBytes: Math.min(experts.length, 3) * expertBytes,
-      workspaceBytes: (numTokens) => expertsWorkspaceBytes(group, kernelInput(cpuScheme(group.schemes.w13), rule), numTokens, availableParallelism()),
+      workspaceBytes: (numTokens) =>
+        expertsWorkspaceBytes(group, kernelInput(cpuScheme(group.schemes.w13), rule), numTokens, availableParallelism()),
     };
   };
 
@@ -102,7 +104,11 @@ export class CpuMoeBackend implements MoeBackend<CpuScheme> {
       const { weights, notes } = handleOf(group.name, packed);
       const { activation, topK } = group;
       if (activation.type === 'other') throw new TypeError(`no rule covers the activation "${activation.name}"`);
-      return cpuAddon().createExpertsKernel(weights, { ...kernelOptions(group.name, cpuScheme(group.schemes.w13), rule, notes), topK, activation });
+      return cpuAddon().createExpertsKernel(weights, {
+        ...kernelOptions(group.name, cpuScheme(group.schemes.w13), rule, notes),
+        topK,
+        activation,
+      });
     });
 }
 
@@ -187,9 +193,13 @@ function notesAt(name: string, notes: readonly MatrixNotes[], index: number): Ma
 
 function biasOf(name: string, hasBias: boolean, bias: Float32Array | undefined): Float32Array | undefined {
   if (hasBias === (bias !== undefined)) return bias;
-  throw new MoeError('MOE_CHECKPOINT_TENSOR', `${name}: ${hasBias ? 'a bias was expected, there is none' : 'there is a bias, none was expected'}.`, {
-    matrix: name,
-  });
+  throw new MoeError(
+    'MOE_CHECKPOINT_TENSOR',
+    `${name}: ${hasBias ? 'a bias was expected, there is none' : 'there is a bias, none was expected'}.`,
+    {
+      matrix: name,
+    },
+  );
 }
 
 /** Sentence of the addon's error, so that a plan can be made without it. */

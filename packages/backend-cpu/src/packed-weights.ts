@@ -98,11 +98,15 @@ export function allocateWeights(name: string, bytes: number, allocate: () => Wei
  */
 export function handleOf(name: string, packed: PackedWeights): CpuHandle {
   if (packed.layout !== layout) {
-    throw new MoeError('MOE_PLUGIN_BRAND', `${name}: the cpu backend reads the layout ${layout}, the packed weights have ${packed.layout}.`, {
-      layer: name,
-      expected: layout,
-      actual: packed.layout,
-    });
+    throw new MoeError(
+      'MOE_PLUGIN_BRAND',
+      `${name}: the cpu backend reads the layout ${layout}, the packed weights have ${packed.layout}.`,
+      {
+        layer: name,
+        expected: layout,
+        actual: packed.layout,
+      },
+    );
   }
   return packed.handle as CpuHandle;
 }

@@ -8,18 +8,7 @@ export const layout = 'cpu/r16@1';
 
 /** Extensions that the kernels of an instruction set use, exactly those they are compiled with. */
 const features: Readonly<Record<InstructionSet, readonly CpuFeature[]>> = {
-  avx512: [
-    'avx2',
-    'fma',
-    'f16c',
-    'avx512f',
-    'avx512bw',
-    'avx512vl',
-    'avx512dq',
-    'avx512vbmi',
-    'avx512vnni',
-    'avx512bf16',
-  ],
+  avx512: ['avx2', 'fma', 'f16c', 'avx512f', 'avx512bw', 'avx512vl', 'avx512dq', 'avx512vbmi', 'avx512vnni', 'avx512bf16'],
   avx2: ['avx2', 'fma', 'f16c'],
   portable: [],
 };

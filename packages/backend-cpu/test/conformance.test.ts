@@ -1,20 +1,9 @@
 import { describeLinearBackend, describeMoeBackend } from '@moe-server/core/conformance';
-import { deviceOf, instructionSets, linearBackend, moeBackend, runExperts, runLinear } from './device.js';
+import { RunnableLinearBackend, RunnableMoeBackend, deviceOf, instructionSets, runExperts, runLinear } from './device.js';
 
-// Every rule of an instruction set runs on a device that has it; a device with less runs less, so each rule is forced by name once.
+// The rules of every instruction set that this processor has, each on a device that has no other: so each is judged, and judged once.
 for (const isa of instructionSets()) {
   const device = deviceOf(isa);
-  const only = <R extends { readonly id: string }>(rules: readonly R[]): readonly R[] => rules.filter(({ id }) => id.endsWith(`-${isa}`));
-  describeMoeBackend({
-    name: `cpu, ${isa}`,
-    device,
-    create: () => ({ ...moeBackend(), rules: only(moeBackend().rules) }),
-    runExperts,
-  });
-  describeLinearBackend({
-    name: `cpu, ${isa}`,
-    device,
-    create: () => ({ ...linearBackend(), rules: only(linearBackend().rules) }),
-    runLinear,
-  });
+  describeMoeBackend({ name: `cpu, ${isa}`, device, create: () => new RunnableMoeBackend(isa), runExperts });
+  describeLinearBackend({ name: `cpu, ${isa}`, device, create: () => new RunnableLinearBackend(isa), runLinear });
 }

@@ -1,12 +1,6 @@
-import type {
-  CpuDeviceInfo,
-  CpuFeature,
-  ExpertsArgs,
-  Kernel,
-  LinearArgs,
-} from '@moe-server/core';
+import type { CpuDeviceInfo, CpuFeature, ExpertsArgs, Kernel, LinearArgs } from '@moe-server/core';
 import type { CpuScheme, InstructionSet, KernelExternal } from '../src/index.js';
-import { CpuLinearBackend, CpuMoeBackend, cpuAddon, expertRules } from '../src/index.js';
+import { CpuLinearBackend, CpuMoeBackend, cpuAddon, expertRules, linearRules } from '../src/index.js';
 
 /** Threads of the addon's test pool: more than one, so that work is split. */
 export const numThreads = 2;
@@ -26,31 +20,47 @@ export function deviceOf(isa: InstructionSet): CpuDeviceInfo {
 /** Sizes of kernels, which the arguments of the contract leave out. */
 const sizes = new WeakMap<Kernel, readonly [number, number]>();
 
-/** A backend whose kernels {@link runExperts} can run. */
-export function moeBackend(): CpuMoeBackend {
-  const backend = new CpuMoeBackend();
-  const createKernel: CpuMoeBackend['createKernel'] = async (group, rule, packed, context) => {
-    const kernel = await backend.createKernel(group, rule, packed, context);
+/** A backend whose kernels {@link runExperts} can run; with an instruction set, only its rules. */
+export class RunnableMoeBackend extends CpuMoeBackend {
+  override readonly rules;
+  readonly #plain = new CpuMoeBackend();
+
+  constructor(isa?: InstructionSet) {
+    super();
+    this.rules = rulesFor(expertRules, isa);
+  }
+
+  override readonly createKernel: CpuMoeBackend['createKernel'] = async (group, rule, packed, context) => {
+    const kernel = await this.#plain.createKernel(group, rule, packed, context);
     sizes.set(kernel, [group.hiddenSize, group.hiddenSize]);
     return kernel;
   };
-  return { ...backend, createKernel };
 }
 
-/** A backend whose kernels {@link runLinear} can run. */
-export function linearBackend(): CpuLinearBackend {
-  const backend = new CpuLinearBackend();
-  const createKernel: CpuLinearBackend['createKernel'] = async (linear, rule, packed, context) => {
-    const kernel = await backend.createKernel(linear, rule, packed, context);
+/** A backend whose kernels {@link runLinear} can run; with an instruction set, only its rules. */
+export class RunnableLinearBackend extends CpuLinearBackend {
+  override readonly rules;
+  readonly #plain = new CpuLinearBackend();
+
+  constructor(isa?: InstructionSet) {
+    super();
+    this.rules = rulesFor(linearRules, isa);
+  }
+
+  override readonly createKernel: CpuLinearBackend['createKernel'] = async (linear, rule, packed, context) => {
+    const kernel = await this.#plain.createKernel(linear, rule, packed, context);
     sizes.set(kernel, [linear.inFeatures, linear.outFeatures]);
     return kernel;
   };
-  return { ...backend, createKernel };
+}
+
+function rulesFor<R extends { readonly id: string }>(rules: readonly R[], isa: InstructionSet | undefined): readonly R[] {
+  return isa === undefined ? rules : rules.filter(({ id }) => id.endsWith(`-${isa}`));
 }
 
 function opened(kernel: Kernel): { readonly external: KernelExternal; readonly inputWidth: number; readonly outputWidth: number } {
   const known = sizes.get(kernel);
-  if (kernel.entry.type !== 'native' || known === undefined) throw new TypeError('expected a kernel of moeBackend() or linearBackend()');
+  if (kernel.entry.type !== 'native' || known === undefined) throw new TypeError('expected a kernel of a runnable backend');
   return { external: kernel.entry.external as KernelExternal, inputWidth: known[0], outputWidth: known[1] };
 }
 
@@ -74,4 +84,10 @@ export function ruleOf<R extends { readonly id: string }>(rules: readonly R[], i
 }
 
 /** Schemes whose inputs are quantized: those that have *same* and *wider*. */
-export const quantizedSchemes: readonly CpuScheme[] = ['nvfp4.w4a4', 'fp8.tensor.static', 'fp8.tensor.dynamic', 'fp8.channel', 'fp8.block128'];
+export const quantizedSchemes: readonly CpuScheme[] = [
+  'nvfp4.w4a4',
+  'fp8.tensor.static',
+  'fp8.tensor.dynamic',
+  'fp8.channel',
+  'fp8.block128',
+];
