@@ -33,6 +33,7 @@ export class RunningModel {
   readonly config: ModelConfig;
   readonly plan: Plan;
   readonly description: ModelDescription;
+  /** For an engine, which then has the cache's blocks to itself. */
   readonly runner: ModelRunner;
   readonly #dispose: () => void;
   #nextBlock = 0;
@@ -97,8 +98,8 @@ export class RunningModel {
   /** A sequence with blocks of its own; `shared` blocks of another one come first. */
   newSequence(maxPositions: number, shared: readonly number[] = []): number[] {
     const blocks = [...shared];
-    // Blocks in falling order and from the middle, so that nothing rests on their being neighbours.
-    while (blocks.length * kvBlockSize < maxPositions) blocks.push((numBlocks + 77 - 3 * this.#nextBlock++) % numBlocks);
+    // Three back each time and from the middle on, so that nothing rests on blocks being neighbours.
+    while (blocks.length * kvBlockSize < maxPositions) blocks.push((77 + (numBlocks - 3) * this.#nextBlock++) % numBlocks);
     return blocks;
   }
 

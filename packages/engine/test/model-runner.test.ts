@@ -1,3 +1,4 @@
+import type { Kernel } from '@moe-server/core';
 import { expect } from 'chai';
 import type { BatchSequence, LogitRow } from '../src/batch.js';
 import type { BufferRef, KvCacheLayer } from '../src/device/commands.js';
@@ -57,6 +58,12 @@ const greedyRow: LogitRow = {
   adjustments: [],
 };
 
+const limits = { maxNumTokens: 6, maxNumSeqs: 2, maxLogitRows: 3, maxBlocksPerSeq: 3, maxAdjustments: 2 };
+
+function spyKernel(name: string, called: string[]): Kernel {
+  return { entry: { type: 'js-linear', run: () => called.push(name) }, workspaceBytes: () => 0, dispose: () => undefined };
+}
+
 function createRunner(): { runner: ModelRunner; submitted: StepInputs[] } {
   const device = createTypescriptDevice();
   const submitted: StepInputs[] = [];
@@ -68,7 +75,6 @@ function createRunner(): { runner: ModelRunner; submitted: StepInputs[] } {
     },
   };
   const cache = KvCache.allocate(device, { dtype: 'bf16', numLayers: 1, numKvHeads: 1, headDim: 4, blockSize: 4 }, 8, []);
-  const limits = { maxNumTokens: 6, maxNumSeqs: 2, maxLogitRows: 3, maxBlocksPerSeq: 3, maxAdjustments: 2 };
   return { runner: new ModelRunner({ device: watched, model: successorModel(device), cache, limits }), submitted };
 }
 
@@ -138,6 +144,26 @@ describe('ModelRunner', () => {
       expect((await runner.execute({ sequences: [decode] })).rows).to.have.lengthOf(1);
     });
   }
+
+  it('records a step anew where layers have other kernels for its size', async () => {
+    const device = createTypescriptDevice();
+    const model = successorModel(device);
+    const called: string[] = [];
+    const kernels = [
+      { kernel: spyKernel('few', called), tokens: { min: 1, max: 2 } },
+      { kernel: spyKernel('many', called), tokens: { min: 3, max: 6 } },
+    ];
+    const encode = (encoder: StepEncoder, cache: readonly KvCacheLayer[]): BufferRef => {
+      const scratch = encoder.buffer('scratch', 'tokens', 1);
+      const sizes = { inFeatures: 1, outFeatures: 1, input: scratch, output: scratch, accumulate: false };
+      encoder.append({ op: 'linear', rows: 'tokens', name: 'spy', kernel: encoder.choose(kernels, 'tokens'), ...sizes });
+      return model.encode(encoder, cache);
+    };
+    const cache = KvCache.allocate(device, { dtype: 'bf16', numLayers: 1, numKvHeads: 1, headDim: 4, blockSize: 4 }, 8, []);
+    const runner = new ModelRunner({ device, model: { ...model, encode }, cache, limits });
+    for (const sequences of [[decode], [prefill], [decode], [decode, prefill]]) await runner.execute({ sequences });
+    expect(called).to.deep.equal(['few', 'many', 'few', 'many']);
+  });
 
   it('refuses a second step while one runs', async () => {
     const { runner } = createRunner();
