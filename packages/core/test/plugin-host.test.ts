@@ -81,11 +81,11 @@ describe('PluginHost', () => {
   it('takes classes from the plugin container, with what they ask to be injected', async () => {
     const { logger } = listening();
     const host = createPluginHost({ logger });
-    let injected: unknown;
     @injectable()
     class Declared {
+      readonly logger: Logger;
       constructor(@inject(LOGGER) given: Logger) {
-        injected = given;
+        this.logger = given;
         Object.assign(this, bf16('by-class'));
       }
     }
@@ -95,7 +95,7 @@ describe('PluginHost', () => {
       'classes',
     );
     expect(host.moeBackends.map(({ name }) => name)).to.deep.equal(['by-class']);
-    expect(injected).to.equal(logger);
+    expect((host.moeBackends[0]?.implementation as Declared).logger).to.equal(logger);
   });
 
   it('waits for an apply that takes its time', async () => {
