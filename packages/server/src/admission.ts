@@ -13,11 +13,18 @@ export interface AdmissionLimits {
  */
 export class Admission {
   private current = 0;
+  private waiting: (() => void)[] = [];
 
   constructor(
     private readonly limits: () => AdmissionLimits,
     private readonly onRefused: () => void = () => undefined,
   ) {}
+
+  /** Resolves when nothing is inside: at once, or when the last has left. */
+  async whenEmpty(): Promise<void> {
+    if (this.current === 0) return;
+    await new Promise<void>((resolve) => this.waiting.push(resolve));
+  }
 
   /** Sequences inside. */
   get numAdmitted(): number {
@@ -43,6 +50,9 @@ export class Admission {
       if (!isInside) return;
       isInside = false;
       this.current -= numSequences;
+      if (this.current > 0) return;
+      for (const resolve of this.waiting) resolve();
+      this.waiting = [];
     };
   }
 }

@@ -1,5 +1,6 @@
-import type { SerializedMoeError } from '@moe-server/core';
+import type { Plan, PluginInfo, SerializedMoeError } from '@moe-server/core';
 import type { EngineEvent, EngineStats, GenerationDefaults, GenerationRequest, MetricsDelta } from '@moe-server/engine';
+import type { EngineSettings } from './compose.js';
 
 /** What the HTTP process must know about the loaded model. */
 export interface ModelInfo {
@@ -24,7 +25,7 @@ export interface ModelInfo {
     readonly isPrefixCachingEnabled: boolean;
   };
   /** The plan as `moe-server plan --json` prints it. */
-  readonly plan: unknown;
+  readonly plan: Plan;
 }
 
 /** Before the first snapshot. */
@@ -48,14 +49,17 @@ export const noStats: EngineStats = {
 
 /** HTTP process to engine process. */
 export type EngineCommand =
-  | { readonly type: 'start'; readonly launch: unknown }
+  | { readonly type: 'start'; readonly settings: EngineSettings; readonly logLevel: string }
   | { readonly type: 'generate'; readonly request: GenerationRequest }
   | { readonly type: 'abort'; readonly requestId: string }
+  /** Abort everything and end. */
   | { readonly type: 'close' };
 
 /** Engine process to HTTP process. */
 export type EngineMessage =
-  | { readonly type: 'progress'; readonly doneBytes: number; readonly totalBytes: number }
+  | { readonly type: 'plugins'; readonly plugins: readonly PluginInfo[]; readonly problems: readonly string[] }
+  | { readonly type: 'plan'; readonly plan: Plan; readonly architecture: string; readonly quantization: string; readonly vocabSize: number }
+  | { readonly type: 'progress'; readonly bytesDone: number; readonly bytesTotal: number }
   | { readonly type: 'ready'; readonly model: ModelInfo }
   /** Everything one step produced, in one message. */
   | { readonly type: 'events'; readonly events: readonly EngineEvent[] }

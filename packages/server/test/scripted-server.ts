@@ -10,6 +10,7 @@ import { Lifecycle } from '../src/lifecycle.js';
 import { ServerMetrics } from '../src/metrics.js';
 import { requestError } from '../src/openai/errors.js';
 import type { HttpSettings, ServedModel } from '../src/routes/endpoint.js';
+import { byteModel } from './byte-model.js';
 
 /** A tokenizer whose tokens are bytes; 0 is special and ends a text. */
 export const byteTokenizer: Tokenizer = {
@@ -106,20 +107,6 @@ export function answerWith(request: GenerationRequest, text: string): ScriptStep
   const steps: ScriptStep[] = bytes.map((byte) => [token(request.id, byte, details(byte))]);
   return [...steps, [token(request.id, 0, details(0)), finish(request, 'stop', bytes.length + 1, 0)]];
 }
-
-export const byteModel: ModelInfo = {
-  architecture: 'ByteForCausalLM',
-  quantization: 'bf16',
-  device: 'test',
-  vocabSize: 256,
-  maxModelLen: 200,
-  maxNumSeqs: 4,
-  maxNumBatchedTokens: 64,
-  weightBytes: 0,
-  generationDefaults: { eosTokenIds: [0] },
-  kvCache: { dtype: 'bf16', blockSize: 16, numBlocks: 64, bytes: 1024, isPrefixCachingEnabled: true },
-  plan: { version: 1, layers: [] },
-};
 
 export interface TestServer {
   readonly url: string;

@@ -2,7 +2,7 @@ import type { Endpoint } from './endpoint.js';
 
 /** A page for whoever opens the address in a browser: what this is and what there is to ask. */
 export function home(endpoints: readonly Endpoint[]): Endpoint {
-  const lines = endpoints.map(({ method, path, summary }) => `  ${method.padEnd(4)} ${path.padEnd(24)} ${summary}`);
+  const lines = endpoints.map(({ method, path, summary }) => `  ${method.padEnd(4)} ${path.replace('*id', '{id}').padEnd(24)} ${summary}`);
   return {
     method: 'GET',
     path: '/',
@@ -19,7 +19,7 @@ export function home(endpoints: readonly Endpoint[]): Endpoint {
         ...lines,
         '',
         'The /v1 paths speak the OpenAI API: point any client of it at this address with the base path /v1.',
-        `  curl ${ctx.origin}/v1/chat/completions -H 'content-type: application/json' -d ${body}`,
+        `  curl ${ctx.protocol}://${ctx.host}/v1/chat/completions -H 'content-type: application/json' -d ${body}`,
         '',
       ].join('\n');
     },

@@ -1,0 +1,141 @@
+import { isMoeError, messageOf } from '@moe-server/core';
+import { Command, CommanderError, Option } from 'commander';
+import { backends } from './commands/backends.js';
+import { plan } from './commands/plan.js';
+import { start } from './commands/start.js';
+import { readScopedFlags } from './config/backend-settings.js';
+import type { ScopedSetting } from './config/backend-settings.js';
+import { optionNames, options } from './config/options.js';
+import type { OptionName, OptionSpec } from './config/options.js';
+import type { RawSetting } from './config/parsers.js';
+import { environmentName, resolveConfig } from './config/server-config.js';
+import type { ServerConfig } from './config/server-config.js';
+import { exitStatus, exitStatusOf } from './exit-status.js';
+import { deviceNames } from './named-device.js';
+import { version } from './package-info.js';
+import { paint } from './terminal/terminal.js';
+import type { Terminal } from './terminal/terminal.js';
+
+type CommandName = 'start' | 'plan' | 'backends';
+
+/**
+ * Runs one command line.
+ *
+ * @param args - without the program's name.
+ * @returns the exit status, as DESIGN and docs list them.
+ */
+export async function run(args: readonly string[], environment: NodeJS.ProcessEnv, terminal: Terminal): Promise<number> {
+  let status: number = exitStatus.ok;
+  try {
+    const { rest, scoped } = readScopedFlags(args);
+    const program = createProgram(environment, scoped, terminal, (result) => {
+      status = result;
+    });
+    await program.parseAsync([...rest], { from: 'user' });
+    return status;
+  } catch (thrown) {
+    if (thrown instanceof CommanderError) return thrown.exitCode === 0 ? exitStatus.ok : exitStatus.usage;
+    const text = isMoeError(thrown) ? thrown.message : thrown instanceof Error ? (thrown.stack ?? thrown.message) : messageOf(thrown);
+    terminal.err.write(`${paint(terminal.err, 'red', 'error')}: ${text}\n`);
+    return exitStatusOf(thrown);
+  }
+}
+
+function createProgram(
+  environment: NodeJS.ProcessEnv,
+  scopedFlags: readonly ScopedSetting[],
+  terminal: Terminal,
+  finish: (status: number) => void,
+): Command {
+  const program = new Command('moe-server')
+    .description(
+      'Serves mixture-of-experts models over an OpenAI-compatible API. Every layer runs on the kernel that fits its quantization.',
+    )
+    .version(version, '--version', 'print the version')
+    .helpOption('-h, --help', 'print this help; after a command, its flags')
+    .helpCommand(false)
+    .exitOverride()
+    .configureOutput({ writeOut: (text) => terminal.out.write(text), writeErr: (text) => terminal.err.write(text) })
+    .addHelpText('after', examples);
+
+  /** Merges the sources of one command's settings. */
+  const configOf = (command: Command): ServerConfig => {
+    const flags: Partial<Record<OptionName, RawSetting>> = {};
+    for (const name of optionNames) {
+      if (command.getOptionValueSource(name) === 'cli') flags[name] = command.getOptionValue(name) as RawSetting;
+    }
+    const file = (command.getOptionValue('config') as string | undefined) ?? environment['MOE_CONFIG'];
+    return resolveConfig({ flags, scopedFlags, environment, file });
+  };
+
+  addSettings(program.command('start'), 'start')
+    .description('load a model and serve it')
+    .addHelpText('after', startHelp)
+    .action(async (_options, command: Command) => {
+      finish(await start(configOf(command), terminal));
+    });
+
+  addSettings(program.command('plan'), 'plan')
+    .description('show which kernel would serve which layer, without reading a weight')
+    .option('--as <device>', `plan for another device: ${deviceNames.join(', ')}`)
+    .option('--explain', 'list every refusal of every rule')
+    .option('--json', 'print the whole plan as JSON')
+    .action(async (given: { as?: string; explain?: boolean; json?: boolean }, command: Command) => {
+      const planOptions = { as: given.as, explain: given.explain ?? false, json: given.json ?? false };
+      finish(await plan(configOf(command), planOptions, terminal));
+    });
+
+  addSettings(program.command('backends'), 'backends')
+    .description('list plugins, their rules, and the devices they run on')
+    .option('--json', 'print them as JSON')
+    .action(async (given: { json?: boolean }, command: Command) => {
+      finish(await backends(configOf(command), { json: given.json ?? false }, terminal));
+    });
+  return program;
+}
+
+function addSettings(command: Command, commandName: CommandName): Command {
+  for (const name of optionNames) {
+    const spec: OptionSpec = options[name];
+    if ((spec.commands ?? ['start']).includes(commandName)) command.addOption(toOption(name, spec));
+  }
+  return command
+    .addOption(new Option('--config <file>', 'JSON file with flag names as keys; flags and environment win over it').helpGroup('Other:'))
+    .helpOption('-h, --help', 'print this help')
+    .showSuggestionAfterError()
+    .exitOverride();
+}
+
+/** The value stays as it was typed: parsing is the same for all sources. */
+function toOption(name: OptionName, spec: OptionSpec): Option {
+  const flags = spec.placeholder === undefined ? `--no-${spec.name}` : `--${spec.name} <${spec.placeholder}>`;
+  const byDefault = spec.defaultText ?? (typeof spec.default === 'string' || typeof spec.default === 'number' ? String(spec.default) : '');
+  const suffix = spec.placeholder === undefined || byDefault === '' ? '' : ` (default: ${byDefault})`;
+  const option = new Option(flags, spec.description + suffix).helpGroup(`${spec.group}:`);
+  // The key under which the value is kept is that of the table, whatever commander makes of the flag.
+  option.attributeName = () => name;
+  if (spec.isList === true)
+    option.argParser((value: string, before: unknown) => [...(Array.isArray(before) ? (before as string[]) : []), value]);
+  return option;
+}
+
+const examples = `
+Examples:
+  moe-server start                                  serve the bundled model on http://127.0.0.1:8000
+  moe-server start --model ./Qwen3-30B-A3B-NVFP4    serve a checkpoint from a folder
+  moe-server plan --model DIR --explain             what would run where, and why nothing else would
+  moe-server plan --model DIR --as gb10             the same for a machine you do not have
+  moe-server start --help                           all flags`;
+
+const startHelp = `
+Every flag can also stand in the environment (--max-model-len is ${environmentName('maxModelLen')}, --api-key is ${environmentName('apiKey')}) or in the file of
+--config. Flags win over the environment, the environment over the file.
+
+Exit status: 0 stopped as asked, 1 a fault, 2 layers that no kernel serves, 3 the model folder, 4 a plugin that was named cannot be used,
+5 the engine died too often, 64 usage.
+
+Examples:
+  moe-server start --port 9000 --served-model-name dictionary
+  moe-server start --model DIR --kv-cache-dtype fp8 --kv-cache-memory-bytes 4GiB
+  moe-server start --model DIR --numerics.nvfp4 wider --moe-backend '!cpu'
+  MOE_API_KEY=secret moe-server start --host 0.0.0.0`;

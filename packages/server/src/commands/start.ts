@@ -1,0 +1,249 @@
+import { readFileSync } from 'node:fs';
+import { basename, resolve } from 'node:path';
+import { messageOf, MoeError } from '@moe-server/core';
+import pino from 'pino';
+import { Admission } from '../admission.js';
+import { createApp } from '../app.js';
+import type { EngineSettings } from '../compose.js';
+import type { ServerConfig } from '../config/server-config.js';
+import type { EngineMessage } from '../engine-protocol.js';
+import { exitStatus } from '../exit-status.js';
+import { ForkedEngine } from '../forked-engine.js';
+import { listen } from '../http-server.js';
+import type { ListeningServer } from '../http-server.js';
+import { Lifecycle } from '../lifecycle.js';
+import { ServerMetrics } from '../metrics.js';
+import { bundledModel, version } from '../package-info.js';
+import type { HttpSettings, ServedModel } from '../routes/endpoint.js';
+import { openText } from '../served-text.js';
+import type { ServedText } from '../served-text.js';
+import { logStream } from '../terminal/log-stream.js';
+import { StartReport } from '../terminal/start-report.js';
+import { paint } from '../terminal/terminal.js';
+import type { Terminal } from '../terminal/terminal.js';
+
+/** Bytes that a client may leave unread before it loses its stream. */
+const maxBufferedBytes = 4 * 2 ** 20;
+/** Last chance for answers that were aborted to say so. */
+const lastWordsMs = 1000;
+
+/**
+ * `moe-server start`: binds the address, loads the model in the engine's process, serves until a signal comes.
+ *
+ * @returns the exit status.
+ * @throws {MoeError} whatever keeps it from serving.
+ */
+export async function start(config: ServerConfig, terminal: Terminal): Promise<number> {
+  const directory = resolve(config.model ?? bundledModel());
+  const names = servedNames(config, directory);
+  const report = new StartReport(terminal.out, directory);
+  const log = pino({ level: config.logLevel, base: null }, logStream(terminal.err));
+  const lifecycle = new Lifecycle();
+  const stop = new StopRequest();
+  let served: ServedModel | undefined;
+  const metrics = new ServerMetrics(names[0], () => engine.stats());
+  const admission = new Admission(
+    () => ({ maxNumSeqs: config.maxNumSeqs, maxNumQueued: config.maxNumQueuedReqs }),
+    () => {
+      metrics.countRejected();
+    },
+  );
+
+  report.begin(version);
+  const text = new Deferred<ServedText>();
+  let server: ListeningServer | undefined;
+  const engine: ForkedEngine = new ForkedEngine({
+    settings: engineSettings(config, directory),
+    logLevel: config.logLevel === 'info' ? 'warn' : config.logLevel,
+    ...(config.device === 'reference' ? { silenceMs: Number.POSITIVE_INFINITY } : {}),
+    observer: {
+      onMessage: (message: EngineMessage) => {
+        if (message.type === 'heartbeat') metrics.observeEngine(message.metrics);
+        // A restart repeats what the terminal has shown.
+        if (lifecycle.phase === 'loading') report.take(message);
+        if (message.type === 'plan') text.settle(() => openText(directory, message.vocabSize));
+        if (message.type === 'ready' && lifecycle.phase === 'restarting') {
+          lifecycle.enter('ready');
+          log.warn('the engine serves again');
+        }
+      },
+      onDeath: (error, restartInMs) => {
+        metrics.countEngineDeath();
+        lifecycle.enter(restartInMs === undefined ? 'failed' : 'restarting');
+        const next = restartInMs === undefined ? 'it died too often and is given up' : `it starts again in ${String(restartInMs)} ms`;
+        log.error(`${error.message} ${next}`);
+        if (restartInMs === undefined) stop.request('failed');
+      },
+    },
+  });
+
+  const app = createApp({
+    settings: httpSettings(config),
+    lifecycle,
+    admission,
+    metrics,
+    engine,
+    log,
+    served: () => served,
+  });
+  stop.listen();
+  try {
+    server = await listen(app.callback(), {
+      host: config.host,
+      port: config.port,
+      headersTimeoutMs: 15_000,
+      requestTimeoutMs: 60_000,
+      keepAliveTimeoutMs: 75_000,
+    });
+    const loaded = Promise.all([engine.ready(), text.promise]);
+    const first = await Promise.race([loaded, stop.requested]);
+    if (first instanceof Array) {
+      const [info, { tokenizer, chatTemplate }] = first;
+      served = { names, root: names[0], createdAt: Math.floor(Date.now() / 1000), info, tokenizer, chatTemplate };
+      metrics.describeModel(info);
+      lifecycle.enter('ready');
+      report.ready(info, urlOf(config.host, server.address.port), names[0], warningsFor(config));
+      await stop.requested;
+    }
+    report.stopProgress();
+    if (lifecycle.phase !== 'failed') {
+      lifecycle.enter('draining');
+      if (admission.numAdmitted > 0) report.note(paint(terminal.out, 'dim', 'finishing running requests; Ctrl-C again ends them'));
+      await Promise.race([admission.whenEmpty(), delay(config.drainTimeout * 1000), stop.insisted]);
+    }
+    await engine.close();
+    await server.drain(lastWordsMs);
+    return lifecycle.phase === 'failed' ? exitStatus.engineDied : exitStatus.ok;
+  } catch (thrown) {
+    report.stopProgress();
+    lifecycle.enter('failed');
+    await Promise.all([engine.close(), server?.drain(0)]);
+    throw thrown;
+  } finally {
+    stop.ignore();
+    await text
+      .settled()
+      ?.then(({ chatTemplate }) => chatTemplate.close())
+      .catch(() => undefined);
+  }
+}
+
+function engineSettings(config: ServerConfig, directory: string): EngineSettings {
+  const { maxModelLen, maxNumSeqs, maxNumBatchedTokens, kvCacheDtype, kvCacheMemoryBytes, enablePrefixCaching } = config;
+  const { device, threads, plugin, plugins, preferences, numericsPolicy, seed, generationConfig } = config;
+  return {
+    model: directory,
+    directory: process.cwd(),
+    ...{ maxModelLen, maxNumSeqs, maxNumBatchedTokens, kvCacheDtype, kvCacheMemoryBytes, enablePrefixCaching },
+    ...{ device, threads, plugin, plugins, preferences, numericsPolicy, seed, generationConfig },
+  };
+}
+
+function httpSettings(config: ServerConfig): HttpSettings {
+  return {
+    apiKeys: [...config.apiKey, ...(config.apiKeyFile === undefined ? [] : readKeyFile(config.apiKeyFile))],
+    corsOrigins: config.corsOrigin,
+    maxBodyBytes: config.maxBody,
+    bodyTimeoutMs: 60_000,
+    keepAliveMs: 15_000,
+    maxBufferedBytes,
+    version,
+  };
+}
+
+function readKeyFile(file: string): string[] {
+  let content: string;
+  try {
+    content = readFileSync(file, 'utf8');
+  } catch (cause) {
+    throw new MoeError('MOE_USAGE', `--api-key-file: ${messageOf(cause)}`, { file }, { cause });
+  }
+  const keys = content
+    .split('\n')
+    .map((line) => line.replace(/#.*/, '').trim())
+    .filter((line) => line !== '');
+  if (keys.length === 0) throw new MoeError('MOE_USAGE', `--api-key-file: ${file} has no key`, { file });
+  return keys;
+}
+
+function servedNames({ servedModelName }: ServerConfig, directory: string): [string, ...string[]] {
+  const [first, ...others] = servedModelName;
+  return first === undefined ? [basename(directory)] : [first, ...others];
+}
+
+function warningsFor({ host, apiKey, apiKeyFile }: ServerConfig): string[] {
+  const isLocal = host === 'localhost' || host === '::1' || host.startsWith('127.');
+  if (isLocal || apiKey.length > 0 || apiKeyFile !== undefined) return [];
+  return [`everybody who can reach ${host} may use it: there is no --api-key`];
+}
+
+/** A wildcard address is no place to connect to. */
+function urlOf(host: string, port: number): string {
+  const name = host === '0.0.0.0' || host === '::' ? '127.0.0.1' : host.includes(':') ? `[${host}]` : host;
+  return `http://${name}:${String(port)}`;
+}
+
+function delay(milliseconds: number): Promise<void> {
+  return new Promise((resolve) => {
+    setTimeout(resolve, milliseconds).unref();
+  });
+}
+
+/** A promise that somebody else fills, once. */
+class Deferred<T> {
+  readonly promise: Promise<T>;
+  private resolve: ((value: Promise<T>) => void) | undefined;
+  private made: Promise<T> | undefined;
+
+  constructor() {
+    this.promise = new Promise<T>((resolve) => {
+      this.resolve = resolve;
+    });
+    this.promise.catch(() => undefined);
+  }
+
+  settle(make: () => Promise<T>): void {
+    this.made ??= make();
+    this.resolve?.(this.made);
+  }
+
+  /** What it was filled with, undefined when it never was. */
+  settled(): Promise<T> | undefined {
+    return this.made;
+  }
+}
+
+/** SIGINT and SIGTERM: the first asks to stop, the second insists. */
+class StopRequest {
+  readonly requested: Promise<'signal' | 'failed'>;
+  readonly insisted: Promise<void>;
+  private resolveRequested: (reason: 'signal' | 'failed') => void = () => undefined;
+  private resolveInsisted: () => void = () => undefined;
+  private numSignals = 0;
+
+  constructor() {
+    this.requested = new Promise((resolve) => {
+      this.resolveRequested = resolve;
+    });
+    this.insisted = new Promise((resolve) => {
+      this.resolveInsisted = resolve;
+    });
+  }
+
+  request(reason: 'signal' | 'failed'): void {
+    this.resolveRequested(reason);
+  }
+
+  listen(): void {
+    process.on('SIGINT', this.onSignal).on('SIGTERM', this.onSignal);
+  }
+
+  ignore(): void {
+    process.off('SIGINT', this.onSignal).off('SIGTERM', this.onSignal);
+  }
+
+  private readonly onSignal = (): void => {
+    if (this.numSignals++ === 0) this.request('signal');
+    else this.resolveInsisted();
+  };
+}

@@ -1,0 +1,291 @@
+import { availableParallelism } from 'node:os';
+import {
+  Checkpoint,
+  createPluginHost,
+  describeModel,
+  explainUnserved,
+  isMoeError,
+  loadPlugin,
+  messageOf,
+  MoeError,
+  planWith,
+  silentLogger,
+} from '@moe-server/core';
+import type { DeviceInfo, Logger, ModelDescription, NumericsPolicy, Plan, PluginHost, Preference } from '@moe-server/core';
+import {
+  cpuDeviceProblem,
+  createCpuDevice,
+  createTypescriptDevice,
+  Engine,
+  KvCache,
+  kvBlockSize,
+  loadModel,
+  ModelRunner,
+  readGenerationDefaults,
+  readModelConfig,
+  resolveKvCacheDType,
+  stepLimitsFor,
+} from '@moe-server/engine';
+import type { Device, KvCacheChoice, LoadedModel, LoadProgress, ModelConfig } from '@moe-server/engine';
+import { discoverPlugins, importPlugin } from './discover-plugins.js';
+import type { PluginCandidate } from './discover-plugins.js';
+import type { ModelInfo } from './engine-protocol.js';
+import { sizeKvCache } from './kv-memory.js';
+import { seedSequence } from './seed-sequence.js';
+
+/**
+ * The composition root: the only place that names backends and that knows both them and the engine.
+ *
+ * ```ts
+ * const { engine, dispose } = await createEngine({ model: 'path/to/checkpoint' });
+ * engine.onEvent(console.log);
+ * engine.start();
+ * engine.addRequest({ id: 'a', promptTokenIds: [1, 2, 3], sampling });
+ * await engine.drain();
+ * await dispose();
+ * ```
+ */
+
+/** Plugins that belong to the server. A missing one is a problem to report, not a reason to stop. */
+export const builtInPlugins: readonly string[] = ['@moe-server/backend-cpu'];
+
+export interface PluginOptions {
+  /** Names or paths of further plugins; one that cannot be used is an error. */
+  readonly plugin?: readonly string[];
+  /** False: nothing but the built-in plugins and the named ones. Default true. */
+  readonly plugins?: boolean;
+  /** Where discovery begins; default: the working directory. */
+  readonly directory?: string;
+}
+
+export interface DeviceOptions {
+  /** Default cpu. */
+  readonly device?: 'cpu' | 'reference';
+  /** Default: one per available processor. */
+  readonly threads?: number | undefined;
+}
+
+export interface PlanOptions {
+  /** Default 512. */
+  readonly maxNumBatchedTokens?: number;
+  readonly preferences?: readonly Preference[];
+  readonly numericsPolicy?: NumericsPolicy;
+}
+
+/** Settings of an engine, by the names of the flags. Plain data: it crosses the process border. */
+export interface EngineSettings extends PluginOptions, DeviceOptions, PlanOptions {
+  /** Folder of the checkpoint. */
+  readonly model: string;
+  /** Default: what the model allows, or less where the KV cache is smaller. */
+  readonly maxModelLen?: number | undefined;
+  /** Default 64. */
+  readonly maxNumSeqs?: number;
+  readonly kvCacheDtype?: KvCacheChoice;
+  /** Default: what `maxNumSeqs` sequences can use, as far as memory is free. */
+  readonly kvCacheMemoryBytes?: number | undefined;
+  readonly enablePrefixCaching?: boolean;
+  readonly seed?: number | undefined;
+  readonly generationConfig?: 'auto' | 'vllm';
+}
+
+/** Whom to tell while an engine is made. */
+export interface EngineObserver {
+  readonly log?: Logger;
+  readonly onPlugins?: (host: PluginHost, problems: readonly string[]) => void;
+  readonly onPlan?: (plan: Plan, description: ModelDescription, config: ModelConfig) => void;
+  readonly onProgress?: (progress: LoadProgress) => void;
+  readonly signal?: AbortSignal;
+}
+
+export interface ComposedEngine {
+  readonly engine: Engine;
+  readonly info: ModelInfo;
+  /** For tests and measurements; the engine drives it. */
+  readonly runner: ModelRunner;
+  /** Ends the engine, then frees kernels, weights and the device. */
+  readonly dispose: () => Promise<void>;
+}
+
+/** A host with all plugins that could be loaded, and a sentence for each that could not. */
+export interface LoadedPlugins {
+  readonly host: PluginHost;
+  readonly problems: readonly string[];
+}
+
+/** @throws {MoeError} MOE_PLUGIN_… for a plugin that was named and cannot be used. */
+export async function loadPlugins(options: PluginOptions & DeviceOptions, log: Logger = silentLogger): Promise<LoadedPlugins> {
+  const host = createPluginHost({ logger: log });
+  const problems: string[] = [];
+  const discovery = { directory: options.directory ?? process.cwd(), named: options.plugin ?? [], isEnabled: options.plugins ?? true };
+  const candidates: PluginCandidate[] = [
+    ...builtInPlugins.map((source) => ({ source, url: source, isRequired: false })),
+    ...discoverPlugins(discovery, builtInPlugins),
+  ];
+  for (const candidate of candidates) {
+    try {
+      await loadPlugin(host, await importPlugin(candidate), candidate.source);
+    } catch (thrown) {
+      if (candidate.isRequired || !isMoeError(thrown)) throw thrown;
+      problems.push(messageOf(thrown));
+      log.warn({ plugin: candidate.source, err: thrown }, 'plugin cannot be used');
+    }
+  }
+  if (options.device === 'reference') {
+    // Test equipment, not a plugin of the product: loaded only for the device that runs nothing else.
+    const { referencePlugin } = await import('@moe-server/core/conformance');
+    await loadPlugin(host, referencePlugin, '@moe-server/core/conformance');
+  }
+  return { host, problems };
+}
+
+/** @throws {MoeError} MOE_PLUGIN_ADDON when the native code of the device cannot be loaded. */
+export function createDevice({ device = 'cpu', threads }: DeviceOptions): Device {
+  return device === 'reference' ? createTypescriptDevice() : createCpuDevice(threads === undefined ? {} : { numThreads: threads });
+}
+
+/** The device that a plan is for; where the native code is missing, what can be said of this machine without it. */
+export function describeThisDevice(options: DeviceOptions): { readonly info: DeviceInfo; readonly problem: string | undefined } {
+  const problem = options.device === 'reference' ? undefined : cpuDeviceProblem();
+  if (problem === undefined) {
+    const device = createDevice(options);
+    device.dispose();
+    return { info: device.info, problem };
+  }
+  const architecture = process.arch === 'x64' || process.arch === 'arm64' ? process.arch : 'other';
+  const numThreads = options.threads ?? availableParallelism();
+  return { info: { type: 'cpu', name: 'this processor', architecture, features: [], numThreads, memoryBytes: undefined }, problem };
+}
+
+/** Default of `--max-num-batched-tokens`. */
+const defaultBatchedTokens = 512;
+
+/** Asks every backend about every layer. Reads nothing. */
+export function makePlan(
+  host: PluginHost,
+  description: ModelDescription,
+  device: DeviceInfo,
+  options: PlanOptions,
+  assumeBuilt = false,
+): Plan {
+  return planWith(host, {
+    layers: [...description.groups, ...description.linears],
+    device,
+    maxNumTokens: options.maxNumBatchedTokens ?? defaultBatchedTokens,
+    assumeBuilt,
+    ...(options.preferences === undefined ? {} : { preferences: options.preferences }),
+    ...(options.numericsPolicy === undefined ? {} : { numerics: options.numericsPolicy }),
+  });
+}
+
+/**
+ * Makes an engine: plugins, checkpoint, plan, weights, KV cache, scheduler. It does not run yet: call `engine.start()`.
+ *
+ * @throws {MoeError} whatever stands in the way, by family: checkpoint, unsupported, plugin, capacity, usage.
+ */
+export async function createEngine(settings: EngineSettings, observer: EngineObserver = {}): Promise<ComposedEngine> {
+  const { log = silentLogger, onPlugins, onPlan, onProgress, signal } = observer;
+  const { host, problems } = await loadPlugins(settings, log);
+  onPlugins?.(host, problems);
+  const checkpoint = await Checkpoint.open(settings.model);
+  const cleanups: (() => void)[] = [];
+  try {
+    const config = await readModelConfig(checkpoint);
+    const description = describeModel(checkpoint);
+    const device = createDevice(settings);
+    cleanups.unshift(device.dispose);
+    const plan = makePlan(host, description, device.info, settings);
+    requireServable(plan);
+    onPlan?.(plan, description, config);
+
+    const { maxNumSeqs = 64, maxNumBatchedTokens = defaultBatchedTokens } = settings;
+    const shape = {
+      dtype: resolveKvCacheDType(settings.kvCacheDtype ?? 'auto', description.kvCacheScheme),
+      numLayers: config.numLayers,
+      numKvHeads: config.numKvHeads,
+      headDim: config.headDim,
+      blockSize: kvBlockSize,
+    };
+    const { maxModelLen, numBlocks } = sizeKvCache({
+      shape,
+      maxNumSeqs,
+      maxModelLen: settings.maxModelLen,
+      maxContextLength: config.maxContextLength,
+      askedBytes: settings.kvCacheMemoryBytes,
+      availableBytes: device.info.memoryBytes,
+      weightBytes: plan.bytes.requiredBytes,
+    });
+    const limits = stepLimitsFor({ maxNumSeqs, maxNumBatchedTokens, maxModelLen, blockSize: kvBlockSize, vocabSize: config.vocabSize });
+
+    const loaded: LoadedModel = await loadModel({
+      checkpoint,
+      description,
+      plan,
+      host,
+      device,
+      config,
+      maxNumTokens: limits.maxNumTokens,
+      maxPositions: maxModelLen,
+      ...(onProgress === undefined ? {} : { onProgress }),
+      ...(signal === undefined ? {} : { signal }),
+    });
+    cleanups.unshift(loaded.dispose);
+    const cache = KvCache.allocate(device, shape, numBlocks, loaded.kvScales);
+    const runner = new ModelRunner({ device, model: loaded.model, cache, limits });
+    const generation = settings.generationConfig === 'vllm' ? undefined : await checkpoint.json('generation_config.json');
+    const enablePrefixCaching = settings.enablePrefixCaching ?? true;
+    const engine = new Engine({
+      runner,
+      numBlocks,
+      blockSize: kvBlockSize,
+      maxModelLen,
+      eosTokenIds: config.eosTokenIds,
+      maxNumSeqs,
+      maxNumBatchedTokens,
+      enablePrefixCaching,
+      ...(settings.seed === undefined ? {} : { randomSeed: seedSequence(settings.seed) }),
+    });
+    const info: ModelInfo = {
+      architecture: config.architecture,
+      quantization: description.quantization,
+      device: device.info.name,
+      vocabSize: config.vocabSize,
+      maxModelLen,
+      maxNumSeqs,
+      maxNumBatchedTokens,
+      weightBytes: loaded.residentBytes,
+      generationDefaults: readGenerationDefaults(generation, config.eosTokenIds),
+      kvCache: {
+        dtype: shape.dtype,
+        blockSize: kvBlockSize,
+        numBlocks,
+        bytes: cache.byteLength,
+        isPrefixCachingEnabled: enablePrefixCaching,
+      },
+      plan,
+    };
+    return {
+      engine,
+      info,
+      runner,
+      dispose: async () => {
+        await engine.stop();
+        for (const cleanup of cleanups) cleanup();
+      },
+    };
+  } catch (thrown) {
+    for (const cleanup of cleanups) cleanup();
+    throw thrown;
+  } finally {
+    await checkpoint.close();
+  }
+}
+
+/** Layers of a draft head are planned and not run; only those of the model itself must be served. */
+function requireServable(plan: Plan): void {
+  const roles = new Map(plan.layers.map(({ name, role }) => [name, role]));
+  const unserved = plan.unserved.filter((name) => roles.get(name) === 'target');
+  if (unserved.length > 0) throw explainUnserved({ ...plan, layers: plan.layers.filter(({ role }) => role === 'target'), unserved });
+  if (!plan.bytes.fits) throw explainUnserved({ ...plan, unserved: [] });
+  const missing = plan.layers.find(({ role, bindings }) => role === 'target' && bindings.some(({ built }) => !built));
+  if (missing !== undefined) throw new MoeError('MOE_INTERNAL', `${missing.name} is bound to a kernel that is not built.`);
+}

@@ -1,0 +1,103 @@
+import { createServer } from 'node:net';
+import type { AddressInfo } from 'node:net';
+import { expect } from 'chai';
+import { pocketDictionary } from '@moe-server/test-kit';
+import { run } from '../src/cli.js';
+import { exitStatus } from '../src/exit-status.js';
+
+async function moeServer(...args: string[]): Promise<{ status: number; out: string; err: string }> {
+  let out = '';
+  let err = '';
+  const terminal = { out: { write: (text: string) => (out += text) }, err: { write: (text: string) => (err += text) } };
+  const status = await run(args, {}, terminal);
+  return { status, out, err };
+}
+
+describe('moe-server', function () {
+  this.timeout(20_000);
+
+  it('prints its version and a help with examples', async () => {
+    expect((await moeServer('--version')).out).to.match(/^\d+\.\d+\.\d+\n$/);
+    const help = await moeServer('--help');
+    expect(help.status).to.equal(exitStatus.ok);
+    expect(help.out).to.contain('Examples:').and.to.contain('start').and.to.contain('plan').and.to.contain('backends');
+    const startHelp = await moeServer('start', '--help');
+    for (const flag of [
+      '--model',
+      '--port',
+      '--max-model-len',
+      '--api-key',
+      '--kv-cache-dtype',
+      '--numerics',
+      'MOE_API_KEY',
+      'Exit status',
+    ]) {
+      expect(startHelp.out).to.contain(flag);
+    }
+  });
+
+  it('suggests the flag that was meant', async () => {
+    const { status, err } = await moeServer('start', '--prot', '9000');
+    expect(status).to.equal(exitStatus.usage);
+    expect(err).to.contain('--port');
+    expect((await moeServer('strat')).err).to.contain('start');
+  });
+
+  it('refuses a value that is none with status 64', async () => {
+    const { status, err } = await moeServer('start', '--port', 'x');
+    expect(status).to.equal(exitStatus.usage);
+    expect(err).to.equal('error: --port: expected a whole number from 0 to 65535, got "x"\n');
+  });
+
+  it('says in one sentence that a folder is no model, with status 3', async () => {
+    const { status, err } = await moeServer('plan', '--model', '/does/not/exist');
+    expect(status).to.equal(exitStatus.checkpoint);
+    expect(err.trimEnd().split('\n')).to.have.length(1);
+    expect(err).to.contain('/does/not/exist');
+  });
+
+  it('ends with status 64 and the cause when the port is taken', async () => {
+    const other = createServer();
+    await new Promise<void>((resolve) => other.listen(0, '127.0.0.1', resolve));
+    const { port } = other.address() as AddressInfo;
+    const { status, err } = await moeServer('start', '--port', String(port));
+    other.close();
+    expect(status).to.equal(exitStatus.usage);
+    expect(err).to.contain(`cannot listen on 127.0.0.1:${String(port)}: another program listens there`);
+  });
+
+  it('ends with status 4 when a plugin that was named cannot be used', async () => {
+    const { status, err } = await moeServer('backends', '--plugin', 'no-such-plugin');
+    expect(status).to.equal(exitStatus.plugin);
+    expect(err).to.contain('no-such-plugin');
+  });
+
+  it('plans the bundled model as a table and as JSON', async () => {
+    const table = await moeServer('plan', '--model', pocketDictionary, '--as', 'cpu-avx2');
+    expect(table.out).to.contain('nvfp4.w4a4').and.to.contain('fp8.tensor.static').and.to.contain('lm_head');
+    const json = await moeServer('plan', '--model', pocketDictionary, '--as', 'cpu-avx2', '--json');
+    const plan = JSON.parse(json.out) as { layers: { name: string; scheme: string }[]; assumesBuilt: boolean };
+    expect(plan.assumesBuilt).to.equal(true);
+    expect(plan.layers.find(({ name }) => name === 'model.layers.1.mlp.experts')?.scheme).to.equal('nvfp4.w4a4');
+  });
+
+  it('explains every refusal for a device that nothing serves, with status 2', async () => {
+    const { status, out } = await moeServer('plan', '--model', pocketDictionary, '--as', 'gb10', '--explain');
+    expect(status).to.equal(exitStatus.unserved);
+    expect(out).to.contain('not served').and.to.contain('refused');
+  });
+
+  it('lists the devices it knows when one is unknown', async () => {
+    const { status, err } = await moeServer('plan', '--as', 'gb11');
+    expect(status).to.equal(exitStatus.usage);
+    expect(err).to.contain('gb10');
+  });
+
+  it('lists plugins and rules', async () => {
+    const { out } = await moeServer('backends', '--json');
+    const { plugins, rules } = JSON.parse(out) as { plugins: { name: string }[]; rules: { backend: string; kind: string }[] };
+    expect(plugins.map(({ name }) => name)).to.include('cpu');
+    expect(rules.some(({ backend, kind }) => backend === 'cpu' && kind === 'moe')).to.equal(true);
+    expect((await moeServer('backends')).out).to.contain('nvfp4');
+  });
+});
