@@ -457,6 +457,26 @@ describe('plan', () => {
       expect(layer.bindings.map(({ backend, rule }) => `${backend}/${rule}`)).to.deep.equal(['a/decode', 'a/prefill']);
     });
 
+    it('fills a gap by as many kernels as it takes, each within its interval', () => {
+      const rules = [
+        expertRule('middle', ['bf16'], { tokens: { min: 100, max: 200 } }),
+        expertRule('small', ['bf16'], { tokens: { max: 40 } }),
+        expertRule('medium', ['bf16'], { tokens: { min: 30, max: 150 } }),
+        expertRule('large', ['bf16'], { tokens: { min: 150 } }),
+      ];
+      const priorities: Readonly<Record<string, number>> = { middle: 9 };
+      const layer = planOne(
+        expertGroup(0, 'bf16'),
+        registered(moeBackend('a', 1, rules, { priority: (_group, { id }) => priorities[id] ?? 1 })),
+      );
+      expect(layer.bindings.map(({ rule, tokens }) => [rule, tokens.min, tokens.max])).to.deep.equal([
+        ['small', 1, 40],
+        ['medium', 41, 99],
+        ['middle', 100, 200],
+        ['large', 201, 1024],
+      ]);
+    });
+
     it('does not fill up a required kernel by others', () => {
       const backends = registered(moeBackend('a', 9, [decode]), moeBackend('b', 1, [expertRule('all', ['bf16'], { layout: 'b/rows@1' })]));
       const layer = planOne(expertGroup(0, 'bf16'), backends, { preferences: [wish('require', 'a')] });
@@ -492,6 +512,15 @@ describe('plan', () => {
       expect(tight.layers[0]?.bindings[0]?.because).to.contain('big comes first, but with it the plan does not fit into memory');
       expect(tight.layers[0]?.refused.find(({ backend }) => backend === 'big')?.reasons[0]?.dimension).to.equal('bytes');
       expect(tight.bytes.fits).to.equal(true);
+    });
+
+    it('counts what packing needs for the moment against what stays', () => {
+      const lean = moeBackend('lean', 1, [expertRule('r', ['bf16'])], {
+        footprint: () => ({ residentBytes: 30, preparePeakBytes: 500, workspaceBytes: () => 5 }),
+      });
+      const tight = plan(request({ layers, moeBackends: registered(big, lean, small), memoryBytes: 200 }));
+      expect(backendsOf(tight)).to.deep.equal(['small', 'small', 'big']);
+      expect(tight.bytes).to.include({ requiredBytes: 200, fits: true });
     });
 
     it('refuses with the sum what fits in no way', () => {

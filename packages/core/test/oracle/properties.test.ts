@@ -67,7 +67,7 @@ function ruleOf(layoutOwner: string, allowed: readonly SchemeKey[]): fc.Arbitrar
       intermediate: fc.constantFrom<Multiple>({ multipleOf: 1 }, { multipleOf: 64 }, { multipleOf: 256, min: 256 }),
       numExperts: fc.constantFrom<Range>({}, { max: 512 }),
       topK: fc.constantFrom<Range>({}, { max: 4 }),
-      tokens: fc.constantFrom<Range>({}, {}, { max: 64 }, { min: 33 }, { max: 256 }),
+      tokens: fc.constantFrom<Range>({}, {}, {}, { max: 64 }, { min: 33 }, { max: 256 }, { min: 20, max: 300 }, { min: 200 }),
       isExact: fc.boolean(),
       parallel: optional(fc.constantFrom<readonly ('tp' | 'ep')[]>(['tp'], ['tp', 'ep'], [])),
       bias: optional(fc.boolean()),
@@ -114,6 +114,7 @@ interface Declared {
   readonly priority: number;
   readonly rules: readonly ExpertSupportRule[];
   readonly residentBytes: number;
+  readonly preparePeakBytes: number;
 }
 
 const backend = (name: string): fc.Arbitrary<Declared> =>
@@ -125,6 +126,7 @@ const backend = (name: string): fc.Arbitrary<Declared> =>
       .array(ruleOf(name, name === 'fp4only' ? ['nvfp4.w4a4', 'nvfp4.w4a16'] : schemes), { minLength: 1, maxLength: 3 })
       .map((rules) => rules.map((rule, index) => ({ ...rule, id: `r${index}` }))),
     residentBytes: fc.constantFrom(10, 20, 40),
+    preparePeakBytes: fc.constantFrom(1, 15, 60),
   });
 
 const backends = fc.tuple(...names.map(backend));
@@ -133,9 +135,9 @@ const preference: fc.Arbitrary<Preference> = fc
   .record({
     effect: mostly<Preference['effect']>('prefer', 'require', 'forbid'),
     backend: fc.constantFrom(...names, 'absent'),
-    family: optional(fc.constantFrom('fp8', 'nvfp4')),
-    layers: optional(fc.constantFrom('model.layers.0.*', '*.experts', 'nothing')),
-    role: optional(fc.constantFrom<ExpertGroupSpec['role']>('target', 'draft')),
+    family: mostly<string | undefined>(undefined, 'fp8', 'nvfp4'),
+    layers: mostly<string | undefined>(undefined, 'model.layers.0.*', '*.experts', 'nothing'),
+    role: mostly<ExpertGroupSpec['role'] | undefined>(undefined, 'target', 'draft'),
     source: fc.constantFrom<Preference['source']['type']>('flag', 'environment', 'file'),
   })
   .map(({ effect, backend: name, source, family, layers, role }) => ({
@@ -177,8 +179,8 @@ function planOf({ layers, declared, preferences, device: on, batchInvariant, num
   const request: PlanRequest = {
     layers,
     device: on,
-    moeBackends: declared.flatMap(({ name, priority, rules, residentBytes }) =>
-      registered(moeBackend(name, priority, rules, { footprint: () => ({ residentBytes, preparePeakBytes: 1, workspaceBytes: () => 1 }) })),
+    moeBackends: declared.flatMap(({ name, priority, rules, residentBytes, preparePeakBytes }) =>
+      registered(moeBackend(name, priority, rules, { footprint: () => ({ residentBytes, preparePeakBytes, workspaceBytes: () => 1 }) })),
     ),
     linearBackends: [],
     maxNumTokens,
@@ -331,12 +333,15 @@ describe('plan, on random layers, rules and preferences', () => {
         planOf({ ...one, preferences: one.preferences.map((each) => (each.effect === 'prefer' ? { ...each, effect: 'require' } : each)) }),
       );
       for (const spec of one.layers) {
-        const required = one.preferences.filter((each) => each.effect !== 'forbid' && inScope(spec, each)).map((each) => each.backend);
-        if (required.length === 0) continue;
-        // Whichever of them wins, nobody else may serve.
-        const used = new Set((bound.get(spec.name) ?? []).map((binding) => binding.backend));
-        expect(used.size, [...used].join()).to.be.lessThan(2);
-        for (const name of used) expect(required).to.include(name);
+        // layer > family > role > all, then flag > environment > file, then as written; each as a digit.
+        const weight = ({ scope, source }: Preference) =>
+          [scope.layers, scope.family, scope.role].map((part) => (part === undefined ? 0 : 1)).join('') +
+          { flag: '2', environment: '1', file: '0' }[source.type];
+        const [winner] = one.preferences
+          .filter((each) => each.effect !== 'forbid' && inScope(spec, each))
+          .sort((a, b) => Number(weight(b)) - Number(weight(a)));
+        if (winner === undefined) continue;
+        for (const { backend: name } of bound.get(spec.name) ?? []) expect(name).to.equal(winner.backend);
       }
     });
   });
