@@ -63,7 +63,7 @@ export function evaluate<Spec extends LayerSpec, Rule extends Rules>(
     for (const rule of backend.rules) {
       const reasons = [
         ...coverageRefusals(kind, spec, backend, rule, context),
-        ...policyRefusals(kind, spec, backend, rule, chain, context),
+        ...policyRefusals(kind, spec, registry, backend, rule, chain, context),
       ];
       const covered = reasons.length === 0 ? candidate(kind, spec, registry, backend, rule, chain, context) : { reasons };
       if ('reasons' in covered) refused.push({ backend: backend.name, rule: rule.id, reasons: covered.reasons });
@@ -114,6 +114,7 @@ export function coverageRefusals<Spec extends LayerSpec, Rule extends Rules>(
 function policyRefusals<Spec extends LayerSpec, Rule extends Rules>(
   kind: LayerKind<Spec, Rule>,
   spec: Spec,
+  registry: readonly ErasedBackend<Spec, Rule>[],
   backend: ErasedBackend<Spec, Rule>,
   rule: Rule,
   { wishes, forbids }: PreferenceChain,
@@ -131,7 +132,8 @@ function policyRefusals<Spec extends LayerSpec, Rule extends Rules>(
   const last = wishes[wishes.length - 1];
   const isNamed = wishes.some((wish) => wish.backend === name);
   if (last?.effect === 'require' && !isNamed) {
-    refusals.push(refusal('preference', `${describeSource(last.source)} requires ${last.backend} here`, last, name));
+    const absent = registry.some((one) => one.name === last.backend) ? '' : ', which is not installed for this kind of layer';
+    refusals.push(refusal('preference', `${describeSource(last.source)} requires ${last.backend} here${absent}`, last, name));
   }
   if (rule.onlyWhenNamed !== undefined && !isNamed) {
     refusals.push(refusal('onlyWhenNamed', `it is used only when somebody names ${name}: ${withoutStop(rule.onlyWhenNamed)}`, name, null));

@@ -3,9 +3,10 @@ import type { Refusal, RefusalDimension } from '../backend.js';
 import { MoeError } from '../errors.js';
 import type { LayerRole, LayerSpec } from '../layer-spec.js';
 import { nearestMiss } from './because.js';
-import { describeDevice } from './dimensions.js';
+import { describeDevice, listOf } from './dimensions.js';
 import { formatBytes } from './memory.js';
 import type { LayerPlan, Plan, RuleRefusal } from './plan-types.js';
+import { describeSource, type Preference } from './preferences.js';
 
 /** Whether a server may start on the plan: every layer has a kernel, and the sum fits. */
 export function isServable(plan: Plan): boolean {
@@ -22,7 +23,7 @@ export function explainUnserved(plan: Plan): MoeError {
   if (plan.unserved.length === 0) return explainBytes(plan);
   const groups = groupBy(
     plan.layers.filter(({ bindings }) => bindings.length === 0),
-    (layer) => JSON.stringify([layer.kind, layer.role, layer.scheme, layer.refused]),
+    (layer) => JSON.stringify([orderOf(layer), layer.scheme, layer.refused]),
   );
   const described = groups.map(([first, layers]) => ({
     kind: first.kind,
@@ -40,11 +41,11 @@ export function explainUnserved(plan: Plan): MoeError {
       return `    ${one.backend}${rule}: ${(nearest?.reasons ?? []).map(({ message }) => message).join(' ')}`;
     });
     if (reasons.length === 0) reasons.push(`    No ${first.kind === 'moe' ? 'experts' : 'linear'} backend is installed at all.`);
-    const remedies = described[index]?.wouldServe ?? [];
-    const remedy =
-      remedies.length === 0
-        ? []
-        : [`    It would be served by ${remedies.map(({ backend, rule, without }) => `${backend}/${rule} (${without})`).join(', ')}.`];
+    const remedies = groupBy(described[index]?.wouldServe ?? [], ({ without }) => without);
+    const remedy = remedies.map(([{ without }, ways]) => {
+      const backends = [...new Set(ways.map(({ backend }) => backend))];
+      return `    It would be served by ${listOf(backends, 'or')} ${without}.`;
+    });
     return [`  ${describeGroup(first, layers)}`, ...reasons, ...remedy].join('\n');
   });
   const numGroups = new Set(groups.map(([{ kind, role, scheme }]) => `${kind} ${role} ${scheme}`)).size;
@@ -77,8 +78,7 @@ export interface PlanSummaryRow {
 export function summarizePlan(plan: Plan): PlanSummaryRow[] {
   const groups = groupBy(plan.layers, ({ kind, role, scheme, bindings }) =>
     JSON.stringify([
-      kind === 'moe' ? 0 : 1,
-      role === 'target' ? 0 : 1,
+      orderOf({ kind, role }),
       scheme,
       bindings.map(({ backend, rule, tokens, because }) => [backend, rule, tokens, because]),
     ]),
@@ -111,7 +111,7 @@ export function summarizePlan(plan: Plan): PlanSummaryRow[] {
 
 /** Dimensions that somebody can lift without another model, device or backend, and how. */
 const liftable: Partial<Record<RefusalDimension, (refusal: Refusal) => string>> = {
-  preference: ({ message }) => `without the setting: ${message.replace(/\.$/, '')}`,
+  preference: ({ required }) => `without ${describeSource((required as Preference).source)}`,
   numerics: ({ actual }) => `with --numerics ${actual === 'approximate' ? 'approximate' : 'auto'}`,
   onlyWhenNamed: ({ required }) => `when ${String(required)} is named`,
   notBuilt: () => 'once its kernel is built',
@@ -140,6 +140,11 @@ function explainBytes({ bytes, device }: Plan): MoeError {
       `${formatBytes(availableBytes ?? 0)} for them. No cheaper choice of kernels fits either; free memory, lower --max-num-batched-tokens, or use a device with more.`,
     { ...bytes, device },
   );
+}
+
+/** Experts before linears, the target before drafts. */
+function orderOf({ kind, role }: Pick<LayerPlan, 'kind' | 'role'>): readonly number[] {
+  return [kind === 'moe' ? 0 : 1, role === 'target' ? 0 : 1];
 }
 
 function describeGroup({ kind, role, scheme }: LayerPlan, layers: readonly LayerPlan[]): string {

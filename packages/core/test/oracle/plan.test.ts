@@ -75,9 +75,7 @@ describe('plan', () => {
       expect(error.message).to.contain('draft experts bf16 (model.layers.2.mlp.experts)');
       expect(error.message).to.contain('it runs nvfp4.w4a4 and nvfp4.w4a16; these weights are fp8.block128.');
       expect(error.message).to.contain('--moe-backend b12x (flag) requires b12x here.');
-      expect(error.message).to.match(
-        /It would be served by cutlass\/fp8 \(without the setting: --moe-backend b12x \(flag\)[^)]*\), triton\/weight-only/,
-      );
+      expect(error.message).to.contain('It would be served by cutlass or triton without --moe-backend b12x (flag).');
       expect((error.details.groups as { layers: string[] }[]).map(({ layers }) => layers)).to.have.deep.members([
         ['model.layers.1.mlp.experts'],
         ['model.layers.2.mlp.experts'],
@@ -352,6 +350,7 @@ describe('plan', () => {
     it('ends at a required backend that is not installed, saying so', () => {
       const made = plan(request({ preferences: [wish('require', 'marlin', { kind: 'moe' })] }));
       expect(made.unserved).to.have.length(3);
+      expect(explainUnserved(made).message).to.contain('requires marlin here, which is not installed for this kind of layer.');
       expect(made.notices).to.deep.equal([
         '--moe-backend marlin (flag): no backend named marlin is installed; installed: b12x, cutlass and triton.',
       ]);
