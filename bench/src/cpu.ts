@@ -5,7 +5,7 @@ import { activeBytesOf } from './active-bytes.js';
 import type { Contestant } from './contestant.js';
 import { measure } from './figures.js';
 import type { Figure, Workload } from './figures.js';
-import { describeMachine } from './machine.js';
+import { describeMachine, QuietWaiter } from './machine.js';
 import { extraTokens } from './moe-server.js';
 import { openContestant } from './remote-contestant.js';
 import { figureRows, tableHeading } from './report.js';
@@ -31,6 +31,7 @@ const help = `Measures prefill and decode on this machine's processors, against 
   --numerics CLASS    auto, same, wider or approximate
   --peer DIR          a folder whose node_modules has node-llama-cpp: runs it too, in turn, in the same run
   --peer-gguf FILE    the same weights for it
+  --quiet N           60: seconds to wait, in all, for other programs to leave the processors alone
   --json FILE         write everything measured`;
 
 const options = {
@@ -48,6 +49,7 @@ const options = {
   numerics: { type: 'string' },
   peer: { type: 'string' },
   'peer-gguf': { type: 'string' },
+  quiet: { type: 'string', default: '60' },
   json: { type: 'string' },
   help: { type: 'boolean', short: 'h', default: false },
 } as const;
@@ -67,6 +69,12 @@ function count(name: string, text: string): number {
   const value = Number(text);
   if (Number.isInteger(value) && value >= 1) return value;
   throw new UsageError(`--${name} must be a whole number of at least 1, got "${text}".`);
+}
+
+function seconds(name: string, text: string): number {
+  const value = Number(text);
+  if (value >= 0) return value;
+  throw new UsageError(`--${name} must be a number of seconds, got "${text}".`);
 }
 
 function counts(name: string, text: string): number[] {
@@ -121,12 +129,13 @@ async function main(): Promise<void> {
   const figures: Figure[] = [];
   try {
     const machine = describeMachine();
+    const quiet = new QuietWaiter(seconds('quiet', values.quiet));
     console.log(`${folder}: ${(bytes.weightBytes / 1e6).toFixed(0)} MB of weights, ${(bytes.perToken / 1e6).toFixed(1)} MB a token`);
     console.log(`${machine.processor}, ${String(numThreads)} threads, median of ${String(numRuns)} runs`);
     for (const { facts } of contestants) console.log(describeFacts(facts));
     console.log(`\n${tableHeading()}`);
     for (const workload of workloads) {
-      const figure = await measure(workload, contestants, bytes, { numRuns, numThreads });
+      const figure = await measure(workload, contestants, bytes, { numRuns, numThreads, quiet });
       figures.push(figure);
       for (const line of figureRows(figure)) console.log(line);
     }

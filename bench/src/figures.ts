@@ -1,6 +1,7 @@
 import type { ActiveBytes } from './active-bytes.js';
 import type { RemoteContestant } from './remote-contestant.js';
 import { readBandwidth, withForeignLoad } from './machine.js';
+import type { QuietWaiter } from './machine.js';
 
 /** One thing to measure. */
 export type Workload =
@@ -31,15 +32,17 @@ export async function measure(
   workload: Workload,
   contestants: readonly RemoteContestant[],
   bytes: ActiveBytes,
-  options: { readonly numRuns: number; readonly numThreads: number },
+  options: { readonly numRuns: number; readonly numThreads: number; readonly quiet: QuietWaiter },
 ): Promise<Figure> {
   const rates = new Map<string, number[]>(contestants.map(({ kind }) => [kind, []]));
   const foreign: number[] = [];
   const pids = [process.pid, ...contestants.map(({ pid }) => pid)];
   for (const contestant of contestants) await runOnce(contestant, workload);
+  await options.quiet.wait(pids);
   const before = await readBandwidth(options.numThreads);
   for (let run = 0; run < options.numRuns; run++) {
     for (const contestant of contestants) {
+      await options.quiet.wait(pids);
       const timed = await withForeignLoad(pids, () => runOnce(contestant, workload));
       rates.get(contestant.kind)?.push(timed.value);
       if (timed.foreign !== undefined) foreign.push(timed.foreign);

@@ -83,3 +83,24 @@ export async function withForeignLoad<T>(
   if (before === undefined || after === undefined) return { value, foreign: undefined };
   return { value, foreign: Math.max(0, (after.machine - before.machine - (after.own - before.own)) / seconds) };
 }
+
+/** Waits for other programs, no longer than the budget that all calls share. */
+export class QuietWaiter {
+  #secondsLeft: number;
+
+  constructor(budgetSeconds: number) {
+    this.#secondsLeft = budgetSeconds;
+  }
+
+  /** Resolves when others use less than a tenth of a processor, or the budget is spent. */
+  async wait(pids: readonly number[]): Promise<void> {
+    while (this.#secondsLeft > 0) {
+      const { foreign } = await withForeignLoad(pids, () => new Promise((resolve) => setTimeout(resolve, pollMs)));
+      if (foreign === undefined || foreign <= quietProcessors) return;
+      this.#secondsLeft -= pollMs / 1000;
+    }
+  }
+}
+
+const pollMs = 500;
+const quietProcessors = 0.1;

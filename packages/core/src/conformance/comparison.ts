@@ -15,8 +15,8 @@ export function measureError(actual: ArrayLike<number>, reference: ArrayLike<num
   let largest = 0;
   let worstIndex = 0;
   for (let i = 0; i < reference.length; i++) {
-    const expected = reference[i] as number;
-    const difference = Math.abs((actual[i] as number) - expected);
+    const expected = reference[i]!;
+    const difference = Math.abs(actual[i]! - expected);
     const finite = Number.isNaN(difference) ? Infinity : difference;
     error += finite ** 2;
     norm += expected ** 2;

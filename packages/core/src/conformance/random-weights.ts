@@ -144,7 +144,7 @@ function fp8Codes(length: number, random: Random): Uint8Array {
 export function fillE4m3Codes(target: Uint8Array, random: Random): void {
   random.fillBytes(target);
   for (let i = 0; i < target.length; i++) {
-    const code = target[i] as number;
+    const code = target[i]!;
     if ((code & 0x7f) === 0x7f) target[i] = code ^ 1;
   }
 }
@@ -152,7 +152,7 @@ export function fillE4m3Codes(target: Uint8Array, random: Random): void {
 /** e4m3 bytes 0x60 .. 0x77: 32 .. 240, three octaves. */
 export function fillNvfp4BlockScales(target: Uint8Array, random: Random): void {
   random.fillBytes(target);
-  for (let i = 0; i < target.length; i++) target[i] = 0x60 + ((target[i] as number) % 0x18);
+  for (let i = 0; i < target.length; i++) target[i] = 0x60 + (target[i]! % 0x18);
 }
 
 /** The factor that brings codes and scales as drawn here to 1/sqrt(columns); those scales have a root mean square of about 130. */
@@ -178,7 +178,7 @@ export function fillBf16(target: Uint8Array, rms: number, random: Random): void 
   // of 7/3 * 4^e, and the mean over the octaves top - 3 .. top of 4^e is 0.332 * 4^top.
   const top = 127 + Math.round(Math.log2(rms / Math.sqrt((7 / 3) * 0.332)));
   for (let i = 0; i < patterns.length; i++) {
-    const pattern = patterns[i] as number;
+    const pattern = patterns[i]!;
     patterns[i] = (pattern & 0x807f) | ((top - ((pattern >>> 7) & 3)) << 7);
   }
 }

@@ -205,8 +205,8 @@ function kernelOf(entry: Kernel['entry']): Kernel {
 
 function writeOutput(output: Float32Array, contribution: Float64Array, accumulate: boolean): void {
   for (let i = 0; i < contribution.length; i++) {
-    const value = contribution[i] as number;
-    output[i] = accumulate ? (output[i] as number) + value : value;
+    const value = contribution[i]!;
+    output[i] = accumulate ? output[i]! + value : value;
   }
 }
 

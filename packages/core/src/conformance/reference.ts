@@ -72,8 +72,8 @@ export function referenceExpertsStages(call: ReferenceExpertsCall): ReferenceExp
     const upRows = multiply(upInput, decode(up), up, bias?.up);
     choices.forEach((choice, row) => {
       for (let i = 0; i < moeIntermediateSize; i++) {
-        const g = gateRows[row * moeIntermediateSize + i] as number;
-        const u = upRows[row * moeIntermediateSize + i] as number;
+        const g = gateRows[row * moeIntermediateSize + i]!;
+        const u = upRows[row * moeIntermediateSize + i]!;
         const at = choice * moeIntermediateSize + i;
         gateStage[at] = g;
         upStage[at] = u;
@@ -87,10 +87,10 @@ export function referenceExpertsStages(call: ReferenceExpertsCall): ReferenceExp
     const { down, bias } = expertIn(call, slot);
     const rows = multiply(inputOf(down, arithmetic, activation, numTokens * topK, choices), decode(down), down, bias?.down);
     choices.forEach((choice, row) => {
-      const weight = call.topkWeights[choice] as number;
+      const weight = call.topkWeights[choice]!;
       const outputStart = Math.floor(choice / topK) * hiddenSize;
       for (let i = 0; i < hiddenSize; i++) {
-        output[outputStart + i] = (output[outputStart + i] as number) + weight * (rows[row * hiddenSize + i] as number);
+        output[outputStart + i] = output[outputStart + i]! + weight * rows[row * hiddenSize + i]!;
       }
     });
   }
@@ -157,7 +157,7 @@ export function activationFunction(activation: Activation, layerName: string): (
 function groupChoices({ numTokens, topK, topkSlots }: ReferenceExpertsCall): Map<number, number[]> {
   const choicesOfSlot = new Map<number, number[]>();
   for (let choice = 0; choice < numTokens * topK; choice++) {
-    const slot = topkSlots[choice] as number;
+    const slot = topkSlots[choice]!;
     if (slot < 0) continue;
     const choices = choicesOfSlot.get(slot);
     if (choices === undefined) choicesOfSlot.set(slot, [choice]);
@@ -233,13 +233,13 @@ function multiply(
       let sum2 = 0;
       let sum3 = 0;
       for (let k = 0; k < columns; k++) {
-        const w = weights[start + k] as number;
-        sum0 += w * (x0[k] as number);
-        sum1 += w * (x1[k] as number);
-        sum2 += w * (x2[k] as number);
-        sum3 += w * (x3[k] as number);
+        const w = weights[start + k]!;
+        sum0 += w * x0[k]!;
+        sum1 += w * x1[k]!;
+        sum2 += w * x2[k]!;
+        sum3 += w * x3[k]!;
       }
-      const offset = bias === undefined ? 0 : (bias[n] as number);
+      const offset = bias === undefined ? 0 : bias[n]!;
       output[r * rows + n] = sum0 + offset;
       output[r1 * rows + n] = sum1 + offset;
       output[r2 * rows + n] = sum2 + offset;
@@ -264,5 +264,5 @@ function decodeOnce(matrix: SchemeRegistry[SchemeKey]): Float32Array {
 function roundOutput(output: Float64Array, dtype: Arithmetic['output']): void {
   if (dtype === 'f32') return;
   const round = dtype === 'bf16' ? roundToBf16 : roundToF16;
-  for (let i = 0; i < output.length; i++) output[i] = round(output[i] as number);
+  for (let i = 0; i < output.length; i++) output[i] = round(output[i]!);
 }

@@ -113,7 +113,7 @@ export async function checkCall(subject: Subject, call: SubjectCall, accumulate:
   const before = Float32Array.from(contribution, () => random.normal());
   const output = await runSubject(subject, call, before);
   // Judged by what was added, so that a large output does not hide a wrong contribution; float32 sums cost 2^-24 of the output.
-  const added = Float64Array.from(output, (value, i) => value - (before[i] as number));
+  const added = Float64Array.from(output, (value, i) => value - before[i]!);
   expectClose(added, contribution, outputWidth, subject.tolerance(call), `${context}, adding`);
   for (let row = 0; row < call.numTokens; row++) {
     const range = [row * outputWidth, (row + 1) * outputWidth] as const;

@@ -47,7 +47,7 @@ function aroundExperts(backend: MoeBackend, change: (args: ExpertsArgs, run: (ar
   };
 }
 
-export function aroundLinear(backend: LinearBackend, change: (args: LinearArgs, run: (args: LinearArgs) => void) => void): LinearBackend {
+function aroundLinear(backend: LinearBackend, change: (args: LinearArgs, run: (args: LinearArgs) => void) => void): LinearBackend {
   return {
     ...backend,
     createKernel: async (linear, rule, packed, context): Promise<Kernel> => {
