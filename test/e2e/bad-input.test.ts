@@ -49,28 +49,63 @@ describe('bad input', function () {
     });
 
     const cases: readonly [name: string, damage: (folder: string) => void, message: RegExp, status?: number][] = [
-      ['a truncated shard', (model) => truncateSync(join(model, shard), 100_000), /model-00002-of-00003\.safetensors/],
-      ['a missing shard', (model) => rmSync(join(model, shard)), /model-00002-of-00003\.safetensors/],
+      [
+        'a truncated shard',
+        (model) => {
+          truncateSync(join(model, shard), 100_000);
+        },
+        /model-00002-of-00003\.safetensors/,
+      ],
+      [
+        'a missing shard',
+        (model) => {
+          rmSync(join(model, shard));
+        },
+        /model-00002-of-00003\.safetensors/,
+      ],
       [
         'a header that lies about offsets',
-        (model) => editHeader(model, shard, (header) => header.replace(/"data_offsets":\s*\[(\d+),\s*(\d)/, '"data_offsets":[$1,9')),
+        (model) => {
+          editHeader(model, shard, (header) => header.replace(/"data_offsets":\s*\[(\d+),\s*(\d)/, '"data_offsets":[$1,9'));
+        },
         /model-00002-of-00003\.safetensors/,
       ],
       [
         'a shard outside the folder',
-        (model) =>
+        (model) => {
           edit(model, index, (content) => {
-            const map = content['weight_map'] as Record<string, string>;
+            const map = content.weight_map as Record<string, string>;
             for (const name of Object.keys(map)) map[name] = '../../etc/passwd';
-          }),
+          });
+        },
         /\.\.\/\.\.\/etc\/passwd/,
       ],
-      ['a config.json that is no JSON', (model) => writeFileSync(join(model, 'config.json'), '{"architectures": ['), /config\.json/],
-      ['a missing tokenizer', (model) => rmSync(join(model, 'tokenizer.json')), /tokenizer\.json does not exist/],
-      ['an absurd size', (model) => edit(model, 'config.json', (content) => (content['hidden_size'] = 1e9)), /hidden_size|shape/],
+      [
+        'a config.json that is no JSON',
+        (model) => {
+          writeFileSync(join(model, 'config.json'), '{"architectures": [');
+        },
+        /config\.json/,
+      ],
+      [
+        'a missing tokenizer',
+        (model) => {
+          rmSync(join(model, 'tokenizer.json'));
+        },
+        /tokenizer\.json does not exist/,
+      ],
+      [
+        'an absurd size',
+        (model) => {
+          edit(model, 'config.json', (content) => (content.hidden_size = 1e9));
+        },
+        /hidden_size|shape/,
+      ],
       [
         'an unknown quantization',
-        (model) => edit(model, 'config.json', (content) => (content['quantization_config'] = { quant_method: 'magic' })),
+        (model) => {
+          edit(model, 'config.json', (content) => (content.quantization_config = { quant_method: 'magic' }));
+        },
         /magic/i,
         2,
       ],

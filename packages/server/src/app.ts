@@ -46,7 +46,7 @@ export function createApp(server: ServerContext): Koa {
   for (const endpoint of [...endpoints, home(endpoints)]) {
     const method = endpoint.method === 'GET' ? 'get' : 'post';
     router[method](endpoint.path, async (ctx: Context) => {
-      ctx.state['handler'] = endpoint.path;
+      ctx.state.handler = endpoint.path;
       if (endpoint.access === 'key') keys.check(ctx.req.headers);
       await endpoint.handle(ctx, server);
     });
@@ -69,7 +69,7 @@ function measure(server: ServerContext): Middleware {
   return async (ctx, next) => {
     const startedAt = performance.now();
     ctx.res.once('close', () => {
-      const handler = typeof ctx.state['handler'] === 'string' ? ctx.state['handler'] : 'none';
+      const handler = typeof ctx.state.handler === 'string' ? ctx.state.handler : 'none';
       const method = ctx.method === 'GET' || ctx.method === 'POST' ? ctx.method : 'other';
       server.metrics.countHttp(handler, method, ctx.res.statusCode, (performance.now() - startedAt) / 1000);
     });

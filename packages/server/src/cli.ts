@@ -64,7 +64,7 @@ function createProgram(
     for (const name of optionNames) {
       if (command.getOptionValueSource(name) === 'cli') flags[name] = command.getOptionValue(name) as RawSetting;
     }
-    const file = (command.getOptionValue('config') as string | undefined) ?? environment['MOE_CONFIG'];
+    const file = (command.getOptionValue('config') as string | undefined) ?? environment.MOE_CONFIG;
     return resolveConfig({ flags, scopedFlags, environment, file });
   };
 

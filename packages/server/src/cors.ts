@@ -7,7 +7,7 @@ import type { Middleware } from 'koa';
  * @param origins - exact origins (`https://chat.example`), or `*` for all; empty = no header at all.
  */
 export function cors(origins: readonly string[]): Middleware {
-  return async (ctx, next) => {
+  return async (ctx, next: () => Promise<void>) => {
     const origin = ctx.get('origin');
     if (origins.length === 0 || origin === '') return next();
     ctx.vary('Origin');

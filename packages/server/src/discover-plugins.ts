@@ -37,8 +37,8 @@ export function discoverPlugins({ directory, named, isEnabled }: DiscoveryOption
   if (!isEnabled || project === undefined) return candidates;
   const { file, content } = project;
   const requireFrom = createRequire(pathToFileURL(file));
-  const names = Object.keys({ ...record(content['dependencies']), ...record(content['optionalDependencies']) }).sort();
-  const listed = record(content['moe'])['plugins'];
+  const names = Object.keys({ ...record(content.dependencies), ...record(content.optionalDependencies) }).sort();
+  const listed = record(content.moe).plugins;
   for (const name of names) {
     if (builtIn.includes(name) || named.includes(name)) continue;
     if (Array.isArray(listed) && !listed.includes(name)) continue;
@@ -86,9 +86,9 @@ function resolvePackage(requireFrom: NodeJS.Require, name: string): string {
 function entryOf(packageFile: string): string | undefined {
   const content = readPackage(packageFile);
   if (content === undefined) return undefined;
-  const main = record(content['exports'])['.'] ?? content['exports'];
+  const main = record(content.exports)['.'] ?? content.exports;
   const conditions = record(main);
-  for (const entry of [main, conditions['import'], conditions['default'], record(conditions['import'])['default'], content['main']]) {
+  for (const entry of [main, conditions.import, conditions.default, record(conditions.import).default, content.main]) {
     if (typeof entry === 'string') return entry;
   }
   return undefined;
@@ -103,7 +103,7 @@ function packageFileOf(name: string, directory: string): string | undefined {
 }
 
 function hasMoeField(packageFile: string): boolean {
-  return readPackage(packageFile)?.['moe'] !== undefined;
+  return readPackage(packageFile)?.moe !== undefined;
 }
 
 function nearestPackage(directory: string): { readonly file: string; readonly content: Readonly<Record<string, unknown>> } | undefined {

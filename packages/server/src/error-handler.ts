@@ -6,7 +6,7 @@ export const errorHandler: Middleware = async (ctx, next) => {
   try {
     await next();
   } catch (thrown) {
-    ctx.state['error'] = thrown;
+    ctx.state.error = thrown;
     // A stream that has begun reports its errors itself.
     if (ctx.res.headersSent) return;
     const { status, headers, body } = toHttpFailure(thrown);

@@ -19,6 +19,7 @@ const byFamily: Partial<Record<ErrorFamily, number>> = {
   usage: exitStatus.usage,
 };
 
+/** The status that a command ends with when this was thrown. */
 export function exitStatusOf(thrown: unknown): number {
   if (!isMoeError(thrown)) return exitStatus.fault;
   if (thrown.code === 'MOE_DEVICE_LOST') return exitStatus.engineDied;

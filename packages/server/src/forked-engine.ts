@@ -95,7 +95,7 @@ export class ForkedEngine implements EngineClient {
     clearTimeout(this.restartTimer);
     clearInterval(this.watchTimer);
     const { child } = this;
-    if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
+    if (child?.exitCode !== null || child.signalCode !== null) return;
     await new Promise<void>((resolve) => {
       const timer = setTimeout(() => child.kill('SIGKILL'), closeMs);
       child.once('exit', () => {
@@ -179,7 +179,7 @@ export class ForkedEngine implements EngineClient {
     this.model = undefined;
     this.child = undefined;
     this.snapshot = noStats;
-    const how = this.killedBecause ?? (signal === null ? `exit code ${String(code)}` : signal);
+    const how = this.killedBecause ?? signal ?? `exit code ${String(code)}`;
     const error = this.failure ?? new MoeError('MOE_DEVICE_LOST', `The engine process died (${how}).`, { code, signal });
     for (const [requestId, queue] of this.queues) queue.push({ type: 'error', requestId, error: lost(how).toJSON() });
     if (this.settleReady !== undefined) {

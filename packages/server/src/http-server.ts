@@ -1,5 +1,5 @@
 import { createServer } from 'node:http';
-import type { RequestListener, Server } from 'node:http';
+import type { IncomingMessage, Server, ServerResponse } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
 import { MoeError } from '@moe-server/core';
 
@@ -21,12 +21,15 @@ export interface ListeningServer {
   readonly drain: (timeoutMs: number) => Promise<void>;
 }
 
+/** As Koa's `callback()` makes it; handles its own errors. */
+export type RequestHandler = (request: IncomingMessage, response: ServerResponse) => Promise<void>;
+
 /**
  * Binds the address and serves `listener` on it.
  *
  * @throws {MoeError} MOE_USAGE when the address cannot be bound, saying why.
  */
-export async function listen(listener: RequestListener, options: HttpServerOptions): Promise<ListeningServer> {
+export async function listen(listener: RequestHandler, options: HttpServerOptions): Promise<ListeningServer> {
   const server = createServer(
     {
       headersTimeout: options.headersTimeoutMs,
@@ -34,7 +37,9 @@ export async function listen(listener: RequestListener, options: HttpServerOptio
       keepAliveTimeout: options.keepAliveTimeoutMs,
       connectionsCheckingInterval: 1000,
     },
-    listener,
+    (request, response) => {
+      void listener(request, response);
+    },
   );
   server.on('clientError', answerClientError);
   await new Promise<void>((resolve, reject) => {

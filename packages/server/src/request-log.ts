@@ -21,11 +21,11 @@ export function requestLog(log: Logger): Middleware {
     const offered = ctx.get('x-request-id');
     const requestId = requestIdPattern.test(offered) ? offered : `req-${randomUUID()}`;
     const requestLogger = log.child({ requestId });
-    ctx.state['requestId'] = requestId;
-    ctx.state['log'] = requestLogger;
+    ctx.state.requestId = requestId;
+    ctx.state.log = requestLogger;
     ctx.set('x-request-id', requestId);
     ctx.res.once('close', () => {
-      const error: unknown = ctx.state['error'];
+      const error: unknown = ctx.state.error;
       const isAnswered = ctx.res.writableFinished;
       const status = isAnswered ? ctx.res.statusCode : 499;
       const line = {
@@ -34,7 +34,7 @@ export function requestLog(log: Logger): Middleware {
         status,
         ms: Math.round(performance.now() - startedAt),
         ...(isAnswered ? {} : { aborted: true }),
-        ...(ctx.state['usage'] as object | undefined),
+        ...(ctx.state.usage as object | undefined),
         ...(error === undefined || !isAnswered ? {} : { err: error }),
       };
       if (isAnswered && error !== undefined && toHttpFailure(error).status >= 500) requestLogger.error(line, 'request failed');

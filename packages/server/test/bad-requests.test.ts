@@ -184,13 +184,13 @@ describe('bad requests', () => {
       '{"prompt": "a", "__proto__": {"polluted": 1}, "constructor": {"prototype": {"polluted": 1}}}',
     );
     expect(response.status).to.equal(200);
-    expect(({} as Record<string, unknown>)['polluted']).to.equal(undefined);
+    expect(({} as Record<string, unknown>).polluted).to.equal(undefined);
     const template = await post(
       `${server.url}/v1/chat/completions`,
       `{"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"__proto__": {"polluted": 1}}}`,
     );
     await template.json();
-    expect(({} as Record<string, unknown>)['polluted']).to.equal(undefined);
+    expect(({} as Record<string, unknown>).polluted).to.equal(undefined);
   });
 
   it('takes null for left out', async () => {

@@ -17,10 +17,11 @@ export const byteTokenizer: Tokenizer = {
   vocabSize: 256,
   encode: (text) => Promise.resolve([...Buffer.from(text)]),
   decode: (tokenIds) => Buffer.from(tokenIds).toString(),
-  createStream: ({ skipSpecialTokens = false } = {}) => {
+  createStream: (options) => {
     const decoder = new TextDecoder();
     return {
-      push: (tokenId) => (skipSpecialTokens && tokenId === 0 ? '' : decoder.decode(Uint8Array.of(tokenId), { stream: true })),
+      push: (tokenId) =>
+        options?.skipSpecialTokens === true && tokenId === 0 ? '' : decoder.decode(Uint8Array.of(tokenId), { stream: true }),
       finish: () => decoder.decode(),
     };
   },

@@ -70,7 +70,7 @@ export async function start(config: ServerConfig, terminal: Terminal): Promise<n
       onDeath: (error, restartInMs) => {
         metrics.countEngineDeath();
         lifecycle.enter(restartInMs === undefined ? 'failed' : 'restarting');
-        const next = restartInMs === undefined ? 'it died too often and is given up' : `it starts again in ${String(restartInMs)} ms`;
+        const next = restartInMs === undefined ? 'It died too often and is given up.' : `It starts again in ${String(restartInMs)} ms.`;
         log.error(`${error.message} ${next}`);
         if (restartInMs === undefined) stop.request('failed');
       },

@@ -18,9 +18,9 @@ const prefixedFlag = /^--(\w+)-moe-backend$/;
 /** @param name - a flag without its value; undefined when it is not a scoped one. */
 export function parseScopedFlag(name: string): Pick<ScopedSetting, 'option' | 'scope'> | undefined {
   const dotted = scopedFlag.exec(name);
-  if (dotted !== null) return { option: dotted[1] as ScopedSetting['option'], scope: dotted[2] as string };
+  if (dotted !== null) return { option: dotted[1] as ScopedSetting['option'], scope: dotted[2]! };
   const prefixed = prefixedFlag.exec(name);
-  return prefixed === null ? undefined : { option: 'moe-backend', scope: prefixed[1] as string };
+  return prefixed === null ? undefined : { option: 'moe-backend', scope: prefixed[1]! };
 }
 
 /**
@@ -32,7 +32,7 @@ export function readScopedFlags(args: readonly string[]): { readonly rest: strin
   const rest: string[] = [];
   const scoped: ScopedSetting[] = [];
   for (let i = 0; i < args.length; i++) {
-    const arg = args[i] as string;
+    const arg = args[i]!;
     const [name, inline] = splitOnce(arg, '=');
     const setting = parseScopedFlag(name);
     if (setting === undefined) {

@@ -28,6 +28,7 @@ export const flag: SettingParser<boolean> = (raw) => {
   throw expected('true or false', raw);
 };
 
+/** A whole number, both ends inclusive. */
 export function integer(min: number, max = Number.MAX_SAFE_INTEGER): SettingParser<number> {
   return (raw) => {
     const value = typeof raw === 'string' && /^-?\d+$/.test(raw) ? Number(raw) : raw;
@@ -77,6 +78,7 @@ export const bytes: SettingParser<number> = (raw) => {
   throw expected('a number of bytes such as 512M, 1.5GiB or 2GB', raw);
 };
 
+/** One of a few words. */
 export function oneOf<const T extends string>(...choices: readonly T[]): SettingParser<T> {
   return (raw) => {
     const found = choices.find((choice) => choice === raw);

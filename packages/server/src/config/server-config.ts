@@ -120,7 +120,7 @@ function readConfigFile(file: string): FileSettings {
     }
     const positive = byFlag.get(flagName);
     const negative = flagName.startsWith('no-') ? byFlag.get(flagName.slice(3)) : undefined;
-    if (positive !== undefined) settings[positive] = value as RawSetting;
+    if (positive !== undefined) settings[positive] = value;
     else if (negative !== undefined && typeof value === 'boolean') settings[negative] = !value;
     else throw fail(`there is no setting ${JSON.stringify(key)}; keys are the names of flags without dashes in front`);
   }

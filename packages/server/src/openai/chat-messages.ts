@@ -25,11 +25,16 @@ export function readMessages(messages: readonly WireMessage[]): TemplateMessage[
     return {
       role: message.role,
       content: readContent(message, path),
-      ...(message.name == null ? {} : { name: message.name }),
-      ...(message.reasoning_content == null ? {} : { reasoning_content: message.reasoning_content }),
-      ...(message.tool_call_id == null ? {} : { tool_call_id: message.tool_call_id }),
+      ...present({ name: message.name, reasoning_content: message.reasoning_content, tool_call_id: message.tool_call_id }),
     };
   });
+}
+
+/** Templates ask whether a field is defined; one that is null would be. */
+function present<Name extends string>(fields: Readonly<Record<Name, string | null | undefined>>): Partial<Record<Name, string>> {
+  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== null && value !== undefined)) as Partial<
+    Record<Name, string>
+  >;
 }
 
 function readContent({ role, content }: WireMessage, path: string): string {

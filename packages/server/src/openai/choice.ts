@@ -52,7 +52,7 @@ export async function* runChoice(run: ChoiceRun): AsyncGenerator<ChoiceDelta, vo
     signal.throwIfAborted();
     for await (const events of engine.generate(request)) {
       for (let i = 0; i < events.length; i++) {
-        const delta = sequence.take(events[i] as EngineEvent, events[i + 1]);
+        const delta = sequence.take(events[i]!, events[i + 1]);
         if (delta === undefined) continue;
         if (delta.finish !== undefined) reason = delta.finish.reason;
         yield delta;

@@ -7,6 +7,7 @@ export interface TokenSpelling {
   readonly asTokenIds: boolean;
 }
 
+/** One token as it stands in log-probabilities. */
 export function spellToken({ tokenizer, asTokenIds }: TokenSpelling, tokenId: number): string {
   return asTokenIds ? `token_id:${String(tokenId)}` : tokenizer.tokenText(tokenId);
 }

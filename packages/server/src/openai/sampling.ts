@@ -22,18 +22,18 @@ export interface SamplingExtras {
 export function toSamplingParams(fields: SamplingFields, extras: SamplingExtras, promptLength: number, model: ModelInfo): SamplingParams {
   const request = {
     ...extras,
-    minTokens: fields.min_tokens ?? undefined,
-    temperature: fields.temperature ?? undefined,
-    topK: fields.top_k ?? undefined,
-    topP: fields.top_p ?? undefined,
-    minP: fields.min_p ?? undefined,
-    repetitionPenalty: fields.repetition_penalty ?? undefined,
-    presencePenalty: fields.presence_penalty ?? undefined,
-    frequencyPenalty: fields.frequency_penalty ?? undefined,
+    minTokens: fields.min_tokens,
+    temperature: fields.temperature,
+    topK: fields.top_k,
+    topP: fields.top_p,
+    minP: fields.min_p,
+    repetitionPenalty: fields.repetition_penalty,
+    presencePenalty: fields.presence_penalty,
+    frequencyPenalty: fields.frequency_penalty,
     logitBias: Object.entries(fields.logit_bias ?? {}).map(([tokenId, bias]): readonly [number, number] => [Number(tokenId), bias]),
-    seed: fields.seed ?? undefined,
-    stopTokenIds: fields.stop_token_ids ?? undefined,
-    ignoreEos: fields.ignore_eos ?? undefined,
+    seed: fields.seed,
+    stopTokenIds: fields.stop_token_ids,
+    ignoreEos: fields.ignore_eos,
   };
   const { vocabSize, maxModelLen, generationDefaults } = model;
   return resolveSampling(request, generationDefaults, { vocabSize, maxModelLen, promptLength });

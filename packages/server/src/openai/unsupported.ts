@@ -73,6 +73,6 @@ export function refuseUnsupported(body: Readonly<Record<string, unknown>>, serve
     throw unsupportedParameter(name, `${name} is not supported: ${because}.`);
   }
   // Only completions echo; vLLM's chat endpoint has the field too.
-  if (body['echo'] === true && !Object.hasOwn(served, 'echo'))
+  if (body.echo === true && !Object.hasOwn(served, 'echo'))
     throw unsupportedParameter('echo', 'echo is supported on /v1/completions only.');
 }

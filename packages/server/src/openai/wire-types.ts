@@ -25,41 +25,41 @@ const safeInteger = z.int();
 const stopString = z.string().min(1).max(maxStopLength);
 
 const samplingFields = {
-  model: z.string().nullish(),
-  stream: z.boolean().nullish(),
-  stream_options: z.object({ include_usage: z.boolean().nullish(), continuous_usage_stats: z.boolean().nullish() }).nullish(),
-  n: z.int().min(1).max(maxChoices).nullish(),
-  min_tokens: z.int().min(0).nullish(),
-  temperature: z.number().min(0).max(2).nullish(),
-  top_p: z.number().gt(0).max(1).nullish(),
+  model: z.string().optional(),
+  stream: z.boolean().optional(),
+  stream_options: z.object({ include_usage: z.boolean().nullish(), continuous_usage_stats: z.boolean().nullish() }).optional(),
+  n: z.int().min(1).max(maxChoices).optional(),
+  min_tokens: z.int().min(0).optional(),
+  temperature: z.number().min(0).max(2).optional(),
+  top_p: z.number().gt(0).max(1).optional(),
   /** 0 and −1: off. */
   top_k: z
     .int()
     .min(-1)
     .max(2 ** 31 - 1)
-    .nullish(),
-  min_p: z.number().min(0).max(1).nullish(),
-  repetition_penalty: z.number().gt(0).max(10).nullish(),
-  presence_penalty: z.number().min(-2).max(2).nullish(),
-  frequency_penalty: z.number().min(-2).max(2).nullish(),
-  seed: safeInteger.nullish(),
-  stop: z.union([stopString, z.array(stopString).max(maxStopStrings)], { error: stopMessage }).nullish(),
-  stop_token_ids: z.array(z.int().min(0)).max(maxStopTokenIds).nullish(),
-  include_stop_str_in_output: z.boolean().nullish(),
-  skip_special_tokens: z.boolean().nullish(),
-  ignore_eos: z.boolean().nullish(),
-  logit_bias: z.record(z.string().regex(/^\d{1,9}$/, 'expected a token id'), z.number().min(-100).max(100)).nullish(),
-  prompt_logprobs: z.int().min(0).max(maxTopLogprobs).nullish(),
-  return_token_ids: z.boolean().nullish(),
-  return_tokens_as_token_ids: z.boolean().nullish(),
-  add_special_tokens: z.boolean().nullish(),
+    .optional(),
+  min_p: z.number().min(0).max(1).optional(),
+  repetition_penalty: z.number().gt(0).max(10).optional(),
+  presence_penalty: z.number().min(-2).max(2).optional(),
+  frequency_penalty: z.number().min(-2).max(2).optional(),
+  seed: safeInteger.optional(),
+  stop: z.union([stopString, z.array(stopString).max(maxStopStrings)], { error: stopMessage }).optional(),
+  stop_token_ids: z.array(z.int().min(0)).max(maxStopTokenIds).optional(),
+  include_stop_str_in_output: z.boolean().optional(),
+  skip_special_tokens: z.boolean().optional(),
+  ignore_eos: z.boolean().optional(),
+  logit_bias: z.record(z.string().regex(/^\d{1,9}$/, 'expected a token id'), z.number().min(-100).max(100)).optional(),
+  prompt_logprobs: z.int().min(0).max(maxTopLogprobs).optional(),
+  return_token_ids: z.boolean().optional(),
+  return_tokens_as_token_ids: z.boolean().optional(),
+  add_special_tokens: z.boolean().optional(),
 };
 
 const templateFields = {
-  chat_template_kwargs: z.record(z.string(), z.unknown()).nullish(),
-  add_generation_prompt: z.boolean().nullish(),
-  continue_final_message: z.boolean().nullish(),
-  reasoning_effort: z.string().max(32).nullish(),
+  chat_template_kwargs: z.record(z.string(), z.unknown()).optional(),
+  add_generation_prompt: z.boolean().optional(),
+  continue_final_message: z.boolean().optional(),
+  reasoning_effort: z.string().max(32).optional(),
 };
 
 /** Read further by chat-messages.ts. */
@@ -78,10 +78,10 @@ export const chatRequestSchema = z.object({
   ...samplingFields,
   ...templateFields,
   messages: messagesField,
-  max_tokens: z.int().min(1).nullish(),
-  max_completion_tokens: z.int().min(1).nullish(),
-  logprobs: z.boolean().nullish(),
-  top_logprobs: z.int().min(0).max(maxTopLogprobs).nullish(),
+  max_tokens: z.int().min(1).optional(),
+  max_completion_tokens: z.int().min(1).optional(),
+  logprobs: z.boolean().optional(),
+  top_logprobs: z.int().min(0).max(maxTopLogprobs).optional(),
 });
 
 export const completionRequestSchema = z.object({
@@ -89,22 +89,22 @@ export const completionRequestSchema = z.object({
   /** Text, token ids, or a list of either; read further by prompts.ts. */
   prompt: z.unknown().optional(),
   /** 0 only with `echo`. */
-  max_tokens: z.int().min(0).nullish(),
-  logprobs: z.int().min(0).max(maxTopLogprobs).nullish(),
-  echo: z.boolean().nullish(),
+  max_tokens: z.int().min(0).optional(),
+  logprobs: z.int().min(0).max(maxTopLogprobs).optional(),
+  echo: z.boolean().optional(),
 });
 
 export const tokenizeRequestSchema = z.object({
   ...templateFields,
-  model: z.string().nullish(),
-  prompt: z.string().nullish(),
-  messages: messagesField.nullish(),
-  add_special_tokens: z.boolean().nullish(),
-  return_token_strs: z.boolean().nullish(),
+  model: z.string().optional(),
+  prompt: z.string().optional(),
+  messages: messagesField.optional(),
+  add_special_tokens: z.boolean().optional(),
+  return_token_strs: z.boolean().optional(),
 });
 
 export const detokenizeRequestSchema = z.object({
-  model: z.string().nullish(),
+  model: z.string().optional(),
   tokens: z.array(z.int().min(0)).max(4_000_000),
 });
 
@@ -144,10 +144,14 @@ export function parseBody<Shape extends z.ZodRawShape>(
     const fields = ignored.slice(0, 20).map((name) => name.slice(0, 60));
     log.debug({ fields, numFields: ignored.length }, 'unknown body fields are ignored');
   }
-  const result = schema.safeParse(body);
+  const result = schema.safeParse(withoutNulls(body));
   if (!result.success) throw invalidField(result.error);
-  if ('logit_bias' in result.data) limitLogitBias(result.data['logit_bias']);
+  if ('logit_bias' in result.data) limitLogitBias(result.data.logit_bias);
   return result.data;
+}
+
+function withoutNulls(body: Readonly<Record<string, unknown>>): Record<string, unknown> {
+  return Object.fromEntries(Object.entries(body).filter(([, value]) => value !== null));
 }
 
 function invalidField(error: z.ZodError): Error {

@@ -40,7 +40,7 @@ async function answer(exchange: Exchange, fields: ChatRequest): Promise<void> {
   const head = {
     id: `chatcmpl-${randomUUID().replaceAll('-', '')}`,
     created: Math.floor(Date.now() / 1000),
-    model: fields.model == null || fields.model === '' ? exchange.served.names[0] : fields.model,
+    model: fields.model === undefined || fields.model === '' ? exchange.served.names[0] : fields.model,
   };
   if (fields.stream === true) await answerStream(exchange, fields, job, head);
   else await answerWhole(exchange, fields, job, head);
@@ -51,14 +51,14 @@ async function prepare(served: ServedModel, fields: ChatRequest): Promise<Prompt
   if (numTop > 0 && fields.logprobs !== true) {
     throw requestError('top_logprobs: expected logprobs to be true beside it', { param: 'top_logprobs' });
   }
-  if (fields.prompt_logprobs != null && fields.stream === true) {
+  if (fields.prompt_logprobs !== undefined && fields.stream === true) {
     throw requestError('prompt_logprobs: not available in a stream', { param: 'prompt_logprobs' });
   }
   const promptTokenIds = await chatPrompt(served, fields, readMessages(fields.messages), fields.add_special_tokens ?? false);
   const extras = {
-    maxTokens: fields.max_completion_tokens ?? fields.max_tokens ?? undefined,
+    maxTokens: fields.max_completion_tokens ?? fields.max_tokens,
     logprobs: fields.logprobs === true ? numTop : undefined,
-    promptLogprobs: fields.prompt_logprobs ?? undefined,
+    promptLogprobs: fields.prompt_logprobs,
   };
   return { promptTokenIds, sampling: toSamplingParams(fields, extras, promptTokenIds.length, served.info) };
 }
@@ -78,7 +78,7 @@ async function answerWhole(exchange: Exchange, fields: ChatRequest, job: PromptJ
     if (delta.finish !== undefined) usage.set(index, delta.finish.usage);
   });
   const { ctx, served } = exchange;
-  ctx.state['usage'] = usage.toWire();
+  ctx.state.usage = usage.toWire();
   ctx.body = {
     id: head.id,
     object: 'chat.completion',
@@ -95,7 +95,7 @@ async function answerWhole(exchange: Exchange, fields: ChatRequest, job: PromptJ
     usage: usage.toWire(),
     system_fingerprint: null,
     ...(fields.return_token_ids === true ? { prompt_token_ids: job.promptTokenIds } : {}),
-    ...(fields.prompt_logprobs == null
+    ...(fields.prompt_logprobs === undefined
       ? {}
       : { prompt_logprobs: promptLogprobs(served.tokenizer, choices[0]?.prompt ?? [], fields.prompt_logprobs) }),
   };
@@ -137,7 +137,7 @@ async function answerStream(exchange: Exchange, fields: ChatRequest, job: Prompt
     });
     if (withUsage) send([], { usage: usage.toWire() });
   });
-  exchange.ctx.state['usage'] = usage.toWire();
+  exchange.ctx.state.usage = usage.toWire();
 }
 
 function logprobsOf(served: ServedModel, fields: ChatRequest, tokens: readonly TokenOutput[]): ChatLogprobs | null {

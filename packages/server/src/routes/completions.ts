@@ -58,7 +58,7 @@ async function answer(exchange: Exchange, fields: CompletionRequest): Promise<vo
   const head = {
     id: `cmpl-${randomUUID().replaceAll('-', '')}`,
     created: Math.floor(Date.now() / 1000),
-    model: fields.model == null || fields.model === '' ? served.names[0] : fields.model,
+    model: fields.model === undefined || fields.model === '' ? served.names[0] : fields.model,
   };
   if (fields.stream === true) await answerStream(exchange, fields, jobs, head);
   else await answerWhole(exchange, fields, jobs, head);
@@ -68,7 +68,7 @@ function checkFields(fields: CompletionRequest): void {
   if (fields.max_tokens === 0 && fields.echo !== true) {
     throw requestError('max_tokens: expected at least 1; 0 is for echo, to score a prompt', { param: 'max_tokens' });
   }
-  if (fields.stream === true && fields.prompt_logprobs != null) {
+  if (fields.stream === true && fields.prompt_logprobs !== undefined) {
     throw requestError('prompt_logprobs: not available in a stream', { param: 'prompt_logprobs' });
   }
 }
@@ -85,7 +85,7 @@ function samplingOf(fields: CompletionRequest, promptTokens: number, served: Ser
     maxTokens === 0 ? 0 : undefined,
   ].filter((count) => typeof count === 'number');
   const promptLogprobs = wanted.length === 0 ? undefined : Math.max(...wanted);
-  return toSamplingParams(fields, { maxTokens, logprobs: fields.logprobs ?? undefined, promptLogprobs }, promptTokens, served.info);
+  return toSamplingParams(fields, { maxTokens, logprobs: fields.logprobs, promptLogprobs }, promptTokens, served.info);
 }
 
 interface AnswerHead {
@@ -103,14 +103,14 @@ async function answerWhole(exchange: Exchange, fields: CompletionRequest, jobs: 
     if (delta.finish !== undefined) usage.set(index, delta.finish.usage);
   });
   const { ctx, served } = exchange;
-  ctx.state['usage'] = usage.toWire();
+  ctx.state.usage = usage.toWire();
   ctx.body = {
     id: head.id,
     object: 'text_completion',
     created: head.created,
     model: head.model,
     choices: choices.map((choice, index) => {
-      const job = jobs[Math.floor(index / n)] as CompletionJob;
+      const job = jobs[Math.floor(index / n)]!;
       const echoed = echoedTokens(fields, job, choice.prompt);
       return {
         index,
@@ -121,7 +121,7 @@ async function answerWhole(exchange: Exchange, fields: CompletionRequest, jobs: 
         ...(fields.return_token_ids === true
           ? { token_ids: choice.tokens.map(({ tokenId }) => tokenId), prompt_token_ids: job.promptTokenIds }
           : {}),
-        ...(fields.prompt_logprobs == null
+        ...(fields.prompt_logprobs === undefined
           ? {}
           : { prompt_logprobs: promptLogprobs(served.tokenizer, choice.prompt ?? [], fields.prompt_logprobs) }),
       };
@@ -147,14 +147,14 @@ async function answerStream(
       stream.send({ id: head.id, object: 'text_completion', created: head.created, model: head.model, choices: wireChoices, ...more });
     };
     await runChoices(exchange, fields, jobs, n, (index, delta) => {
-      const choice = choices[index] as StreamedChoice;
+      const choice = choices[index]!;
       if (delta.finish !== undefined) usage.set(index, delta.finish.usage);
       const wire = choice.toWire(index, delta);
       send([wire], continuously ? { usage: choice.usage(delta.finish) } : withUsage ? { usage: null } : {});
     });
     if (withUsage) send([], { usage: usage.toWire() });
   });
-  exchange.ctx.state['usage'] = usage.toWire();
+  exchange.ctx.state.usage = usage.toWire();
 }
 
 /** One choice of a stream: remembers what the next chunk depends on. */
@@ -201,7 +201,7 @@ function echoedTokens(
   job: CompletionJob,
   prompt: readonly (TokenOutput | undefined)[] | undefined,
 ): TokenOutput[] {
-  if (fields.echo !== true || fields.logprobs == null) return [];
+  if (fields.echo !== true || fields.logprobs === undefined) return [];
   return job.promptTokenIds.map(
     (tokenId, position) => prompt?.[position] ?? { tokenId, logprob: undefined, rank: undefined, topLogprobs: undefined },
   );
@@ -213,7 +213,7 @@ function logprobsOf(
   tokens: readonly TokenOutput[],
   firstOffset: number,
 ): CompletionLogprobs | null {
-  if (fields.logprobs == null) return null;
+  if (fields.logprobs === undefined) return null;
   const spelling = { tokenizer: served.tokenizer, asTokenIds: fields.return_tokens_as_token_ids ?? false };
   return completionLogprobs(spelling, tokens, fields.logprobs, firstOffset);
 }

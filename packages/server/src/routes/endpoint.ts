@@ -58,19 +58,19 @@ export interface ServedModel {
  *
  * @throws {MoeError} MOE_CAPACITY_NOT_READY while there is none; status 404 for another name.
  */
-export function modelFor(server: ServerContext, name: string | null | undefined): ServedModel {
+export function modelFor(server: ServerContext, name: string | undefined): ServedModel {
   server.lifecycle.requireReady();
   return namedModel(server, name);
 }
 
 /** As {@link modelFor}, also while draining or restarting: for endpoints that need no engine. */
-export function namedModel(server: ServerContext, name: string | null | undefined): ServedModel {
+export function namedModel(server: ServerContext, name: string | undefined): ServedModel {
   const served = server.served();
   if (served === undefined) {
     server.lifecycle.requireReady();
     throw new TypeError('ready without a model');
   }
-  if (name == null || name === '' || served.names.includes(name)) return served;
+  if (name === undefined || name === '' || served.names.includes(name)) return served;
   const shown = JSON.stringify(name.length > 80 ? `${name.slice(0, 80)}…` : name);
   const message = `The model ${shown} does not exist here; this server has ${served.names.map((known) => JSON.stringify(known)).join(', ')}.`;
   throw requestError(message, { status: 404, param: 'model', wireCode: 'model_not_found' });

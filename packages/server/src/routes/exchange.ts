@@ -21,14 +21,17 @@ export interface Exchange {
   readonly arrivedAt: number;
 }
 
+/** The logger that carries the request's id. */
 export function requestLogOf(ctx: Context): Logger {
-  return ctx.state['log'] as Logger;
+  return ctx.state.log as Logger;
 }
 
+/** The JSON body, within the server's limits. @throws {MoeError} status 400, 408, 413 or 415. */
 export function readBody(ctx: Context, { settings }: ServerContext): Promise<Readonly<Record<string, unknown>>> {
   return readJsonBody(ctx.req, { maxBytes: settings.maxBodyBytes, timeoutMs: settings.bodyTimeoutMs });
 }
 
+/** Begins to watch the connection. */
 export function openExchange(ctx: Context, server: ServerContext, served: ServedModel, arrivedAt: number): Exchange {
   const controller = new AbortController();
   ctx.res.once('close', () => {
@@ -107,7 +110,7 @@ export async function streamAnswer(exchange: Exchange, body: (stream: EventStrea
   } catch (thrown) {
     stream.stopKeepAlive();
     if (!stream.isOpen) throw thrown;
-    ctx.state['error'] = thrown;
+    ctx.state.error = thrown;
     stream.fail(thrown);
   }
 }
@@ -143,6 +146,7 @@ export interface WireUsage {
   readonly prompt_tokens_details: { readonly cached_tokens: number };
 }
 
+/** Usage in the API's words. */
 export function wireUsage({ promptTokens, completionTokens, cachedTokens }: Usage): WireUsage {
   return {
     prompt_tokens: promptTokens,

@@ -32,7 +32,7 @@ export const model: Endpoint = {
   access: 'key',
   summary: 'one model by name',
   handle: (ctx, server) => {
-    const id = String((ctx['params'] as Record<string, unknown>)['id']);
+    const id = String((ctx.params as Record<string, unknown>).id);
     ctx.body = modelEntry(namedModel(server, id), id);
   },
 };

@@ -21,7 +21,7 @@ export async function chatPrompt(
     throw requestError('continue_final_message: expected add_generation_prompt to be false beside it', { param: 'continue_final_message' });
   }
   const kwargs = {
-    ...(fields.reasoning_effort == null ? {} : { reasoning_effort: fields.reasoning_effort }),
+    ...(fields.reasoning_effort === undefined ? {} : { reasoning_effort: fields.reasoning_effort }),
     ...fields.chat_template_kwargs,
   };
   const rendered = await chatTemplate.render(

@@ -15,11 +15,11 @@ export const tokenize: Endpoint = {
   handle: async (ctx, server) => {
     const fields = parseBody(tokenizeRequestSchema, await readBody(ctx, server), requestLogOf(ctx));
     const served = namedModel(server, fields.model);
-    if ((fields.prompt == null) === (fields.messages == null)) {
+    if ((fields.prompt === undefined) === (fields.messages === undefined)) {
       throw requestError('prompt: expected either prompt or messages', { param: 'prompt' });
     }
     const tokens =
-      fields.messages == null
+      fields.messages === undefined
         ? await served.tokenizer.encode(fields.prompt ?? '', { addSpecialTokens: fields.add_special_tokens ?? true })
         : await chatPrompt(served, fields, readMessages(fields.messages), fields.add_special_tokens ?? false);
     ctx.body = {

@@ -2,8 +2,12 @@ import Table from 'cli-table3';
 import { formatBytes, summarizePlan } from '@moe-server/core';
 import type { Plan, PlanSummaryRow } from '@moe-server/core';
 
-/** The plan for the start's terminal: one line per kind, scheme and kernel. */
-export function planLines(plan: Plan): string[] {
+/**
+ * The plan for the start's terminal: one line per kind, scheme and kernel.
+ *
+ * @param width - columns; longer lines lose their end. Undefined = as long as they are.
+ */
+export function planLines(plan: Plan, width: number | undefined): string[] {
   const rows = summarizePlan(plan).map((row) => [
     `${String(row.numLayers)} ×`,
     kindOf(row),
@@ -13,12 +17,13 @@ export function planLines(plan: Plan): string[] {
     row.because,
   ]);
   const widths = (rows[0] ?? []).map((_, column) => Math.max(...rows.map((row) => row[column]?.length ?? 0)));
-  return rows.map((row) =>
-    row
-      .map((cell, column) => align(cell, widths[column] ?? 0, column))
+  return rows.map((row) => {
+    const line = row
+      .map((cell, column) => align(cell, column < row.length - 1 ? (widths[column] ?? 0) : 0, column))
       .join('  ')
-      .trimEnd(),
-  );
+      .trimEnd();
+    return width !== undefined && line.length > width ? `${line.slice(0, Math.max(0, width - 1))}…` : line;
+  });
 }
 
 /** Counts to the right, the rest to the left. */

@@ -34,7 +34,7 @@ export class StartReport {
       case 'plan':
         this.line('model', this.directory);
         this.line('', `${message.architecture}, ${message.quantization}`);
-        planLines(message.plan).forEach((text, index) => {
+        planLines(message.plan, this.out.columns === undefined ? undefined : this.out.columns - labelWidth).forEach((text, index) => {
           this.line(index === 0 ? 'plan' : '', text);
         });
         for (const notice of message.plan.notices) this.line('', paint(this.out, 'yellow', notice));

@@ -13,7 +13,7 @@ export interface TerminalStream {
 
 /** Colours only where somebody looks, and as https://no-color.org asks. */
 export function paint(stream: TerminalStream, code: 'bold' | 'dim' | 'red' | 'green' | 'yellow', text: string): string {
-  const isPlain = stream.isTTY !== true || process.env['NO_COLOR'] !== undefined;
+  const isPlain = stream.isTTY !== true || process.env.NO_COLOR !== undefined;
   return isPlain ? text : `\u001b[${String(codes[code])}m${text}\u001b[0m`;
 }
 
