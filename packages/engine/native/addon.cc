@@ -1,15 +1,14 @@
 /* The exports of engine_cpu.node; their types are in src/device/cpu-addon.ts. */
 #include <napi.h>
 
-#include <memory>
 #include <moe/napi_convert.hpp>
 #include <string>
 
 #include "command_reader.h"
 #include "cpu/bandwidth.h"
 #include "cpu/cpu_features.h"
-#include "cpu/device_memory.h"
 #include "device_object.h"
+#include "exposed_memory.h"
 
 namespace moe {
 namespace {
@@ -29,11 +28,7 @@ Napi::Value cpu_info(const Napi::CallbackInfo& info) {
 /* allocate(byteLength): an ArrayBuffer over zeroed memory of its own, or undefined when there is not that much. */
 Napi::Value allocate(const Napi::CallbackInfo& info) {
   const auto bytes = static_cast<uint64_t>(get_int(info[0], "byteLength", 0, kMaxBytes));
-  auto memory = std::make_unique<DeviceMemory>(bytes);
-  if (memory->data() == nullptr) return info.Env().Undefined();
-  uint8_t* data = memory->data();
-  return Napi::ArrayBuffer::New(
-      info.Env(), data, bytes, [](Napi::Env, void*, DeviceMemory* owned) { delete owned; }, memory.release());
+  return expose_memory(info.Env(), bytes);
 }
 
 /* stepLayout(limits): { byteLength, offsets } as this side computes them. */

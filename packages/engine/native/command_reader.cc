@@ -4,6 +4,8 @@
 #include <moe/napi_kernel.hpp>
 #include <utility>
 
+#include "exposed_memory.h"
+
 namespace moe {
 namespace {
 
@@ -12,7 +14,7 @@ constexpr int64_t kMaxInt = int64_t{1} << 53;
 /* One command's fields, with the command's name for messages. */
 class Fields {
  public:
-  Fields(Napi::Object object, std::string name, std::vector<Napi::Reference<Napi::Value>>& owners)
+  Fields(Napi::Object object, std::string name, Owners& owners)
       : object_(object), name_(std::move(name)), owners_(owners) {}
 
   Napi::Env env() const { return object_.Env(); }
@@ -43,7 +45,7 @@ class Fields {
                                              std::to_string(offset) + " of " + std::to_string(buffer.ByteLength()));
     }
     if (offset % 64 != 0) throw Napi::RangeError::New(env(), label(field) + ".byteOffset must be a multiple of 64, got " + std::to_string(offset));
-    owners_.push_back(Napi::Reference<Napi::Value>::New(value, 1));
+    owners_.add_buffer(buffer);
     return {reinterpret_cast<T*>(static_cast<uint8_t*>(buffer.Data()) + offset), static_cast<uint64_t>(length)};
   }
   template <class T>
@@ -55,7 +57,7 @@ class Fields {
     const Napi::Value external = object("kernel").object("entry").get("external");
     try {
       moe_kernel* kernel = unwrap_kernel(env(), external);
-      owners_.push_back(Napi::Reference<Napi::Value>::New(external, 1));
+      owners_.add(external);
       return kernel;
     } catch (const Napi::Error& error) {
       Napi::Error named = Napi::TypeError::New(env(), name_ + ": " + error.Message());
@@ -73,7 +75,7 @@ class Fields {
 
   Napi::Object object_;
   std::string name_;
-  std::vector<Napi::Reference<Napi::Value>>& owners_;
+  Owners& owners_;
 };
 
 GatedActivation read_activation(const Fields& f) {
@@ -191,12 +193,20 @@ Operation read_operation(const std::string& op, const Fields& f) {
 
 }  // namespace
 
+void Owners::add(Napi::Value object) { objects.push_back(Napi::Reference<Napi::Value>::New(object, 1)); }
+
+void Owners::add_buffer(Napi::ArrayBuffer buffer) {
+  add(buffer);
+  if (auto shared = exposed_memory(buffer.Data())) memory.push_back(std::move(shared));
+}
+
 ReadCommands read_commands(Napi::Array commands) {
   ReadCommands result;
   result.commands.reserve(commands.Length());
   for (uint32_t i = 0; i < commands.Length(); i++) {
     const Napi::HandleScope scope(commands.Env());
-    const std::string place = "command " + std::to_string(i);
+    std::string place("command ");
+    place += std::to_string(i);
     const Napi::Object object = get_object(commands.Get(i), place.c_str());
     const std::string op = get_string(object.Get("op"), (place + ": op").c_str());
     std::string name = place + " (" + op;

@@ -3,17 +3,27 @@
 
 #include <napi.h>
 
+#include <memory>
 #include <vector>
 
 #include "cpu/commands.h"
+#include "cpu/device_memory.h"
 #include "cpu/step_inputs.h"
 
 namespace moe {
 
-/* Commands as C++, and the JavaScript objects whose memory they point into. */
+/* Keeps alive what commands point to: JavaScript objects, and the memory behind ArrayBuffers of the device. */
+struct Owners {
+  std::vector<Napi::Reference<Napi::Value>> objects;
+  std::vector<std::shared_ptr<const DeviceMemory>> memory;
+
+  void add(Napi::Value object);
+  void add_buffer(Napi::ArrayBuffer buffer);
+};
+
 struct ReadCommands {
   std::vector<Command> commands;
-  std::vector<Napi::Reference<Napi::Value>> owners;
+  Owners owners;
 };
 
 /*

@@ -4,7 +4,6 @@
 #include <string>
 #include <utility>
 
-#include "command_reader.h"
 #include "cpu/cpu_features.h"
 
 namespace moe {
@@ -51,7 +50,6 @@ DeviceObject::DeviceObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<De
     result_ = std::move(result);
     napi_call_threadsafe_function(completed_, nullptr, napi_tsfn_nonblocking);
   });
-  /* Registered after the thread-safe function, hence called before it goes away with the environment. */
   napi_add_env_cleanup_hook(env_, &DeviceObject::on_cleanup, this);
   Value().Set("kernels", Napi::String::New(info.Env(), kernels.name));
 }
@@ -66,6 +64,11 @@ void DeviceObject::shut_down() {
   napi_remove_env_cleanup_hook(env_, &DeviceObject::on_cleanup, this);
   napi_release_threadsafe_function(completed_, napi_tsfn_abort);
   completed_ = nullptr;
+}
+
+void DeviceObject::be_cleaned_up_first() {
+  napi_remove_env_cleanup_hook(env_, &DeviceObject::on_cleanup, this);
+  napi_add_env_cleanup_hook(env_, &DeviceObject::on_cleanup, this);
 }
 
 DeviceObject::Entry& DeviceObject::entry(const Napi::Value& id) {
@@ -86,6 +89,7 @@ Napi::Value DeviceObject::compile(const Napi::CallbackInfo& info) {
     throw error_with_code(env_, error.what(), error.cause == CommandError::Cause::kKernel ? "MOE_DEVICE_KERNEL" : "MOE_INTERNAL");
   }
   entry.owners = std::move(read.owners);
+  be_cleaned_up_first();
   const uint64_t bytes = entry.program.workspace_bytes;
   if (bytes > 0 && (workspace_ == nullptr || workspace_->bytes() < bytes)) {
     auto workspace = std::make_shared<DeviceMemory>(bytes);
@@ -113,12 +117,14 @@ Napi::Value DeviceObject::submit(const Napi::CallbackInfo& info) {
                                           std::to_string(submitted.program.layout.byte_length));
   }
   if (buffer.Data() != step_data_) {
-    step_buffer_ = Napi::Reference<Napi::ArrayBuffer>::New(buffer, 1);
+    step_buffer_ = {};
+    step_buffer_.add_buffer(buffer);
     step_data_ = buffer.Data();
   }
   running_id_ = info[0].As<Napi::Number>().Int64Value();
   running_.emplace(Napi::Promise::Deferred::New(env_));
   napi_ref_threadsafe_function(env_, completed_);
+  Ref(); /* until completion: collecting a device waits for its step */
   executor_->submit(&submitted.program, static_cast<const uint8_t*>(buffer.Data()));
   return running_->Promise();
 }
@@ -129,6 +135,7 @@ void DeviceObject::complete(Napi::Env env) {
   const Napi::Promise::Deferred deferred = *std::exchange(running_, std::nullopt);
   const StepResult result = std::move(result_);
   napi_unref_threadsafe_function(env, completed_);
+  Unref();
   if (result.ok) {
     deferred.Resolve(env.Undefined());
     return;
@@ -149,9 +156,10 @@ Napi::Value DeviceObject::dispose(const Napi::CallbackInfo& info) {
   shut_down();
   programs_.clear();
   workspace_.reset();
-  step_buffer_.Reset();
+  step_buffer_ = {};
   step_data_ = nullptr;
   if (running_.has_value()) {
+    Unref();
     std::exchange(running_, std::nullopt)->Reject(Napi::Error::New(info.Env(), "the device was disposed while a step ran").Value());
   }
   return info.Env().Undefined();

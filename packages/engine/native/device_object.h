@@ -6,8 +6,8 @@
 #include <map>
 #include <memory>
 #include <optional>
-#include <vector>
 
+#include "command_reader.h"
 #include "cpu/executor.h"
 
 namespace moe {
@@ -33,7 +33,7 @@ class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
  private:
   struct Entry {
     Program program;
-    std::vector<Napi::Reference<Napi::Value>> owners;
+    Owners owners;
   };
 
   Napi::Value compile(const Napi::CallbackInfo& info);
@@ -45,6 +45,11 @@ class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
   /* Ends the threads, waiting for the running step. */
   void shut_down();
   static void on_cleanup(void* self);
+  /*
+   * When an environment ends, hooks run in reverse order of their registration. The threads must end before a backend's addon frees the
+   * kernels that they run: called for every new program, it moves our hook to the front.
+   */
+  void be_cleaned_up_first();
   void complete(Napi::Env env);
 
   napi_env env_;
@@ -57,7 +62,7 @@ class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
   std::optional<Napi::Promise::Deferred> running_;
   int64_t running_id_ = 0;
   /* Keeps the step buffer alive; made anew only when another buffer is submitted. */
-  Napi::Reference<Napi::ArrayBuffer> step_buffer_;
+  Owners step_buffer_;
   const void* step_data_ = nullptr;
   StepResult result_;
 };

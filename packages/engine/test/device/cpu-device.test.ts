@@ -1,7 +1,9 @@
 import type { Kernel } from '@moe-server/core';
 import { isMoeError } from '@moe-server/core';
 import { expect } from 'chai';
+import { once } from 'node:events';
 import { createRequire } from 'node:module';
+import { Worker } from 'node:worker_threads';
 import type { Command, LinearCommand } from '../../src/device/commands.js';
 import { loadCpuAddon } from '../../src/device/cpu-addon.js';
 import { cpuDeviceProblem, createCpuDevice, measureBandwidth } from '../../src/device/cpu-device.js';
@@ -138,6 +140,33 @@ const problem = cpuDeviceProblem();
       const step = bench.device.submit(bench.device.compile([], bench.inputs.layout), bench.inputs);
       bench.device.dispose();
       expect((await failureOf(step)).message).to.contain('disposed');
+    });
+
+    it('ends with its environment, also in the middle of a step', async () => {
+      const script = `
+        const { parentPort, workerData } = require('node:worker_threads');
+        (async () => {
+          const { createCpuDevice } = await import(workerData.device);
+          const { StepInputs, layoutStep } = await import(workerData.stepInputs);
+          const layout = layoutStep({ maxNumTokens: 64, maxNumSeqs: 1, maxLogitRows: 1, maxBlocksPerSeq: 1, maxAdjustments: 1 });
+          const device = createCpuDevice({ numThreads: 2 });
+          const inputs = new StepInputs(layout, device.allocate(layout.byteLength, 'step inputs').buffer);
+          const rows = device.allocate(64 * 16384 * 4, 'rows');
+          const norm = { op: 'rmsNorm', rows: 'tokens', width: 16384, eps: 1e-5, input: rows, weight: rows, output: rows };
+          inputs.header[0] = 64;
+          void device.submit(device.compile(new Array(200).fill(norm), layout), inputs);
+          parentPort.postMessage('running');
+          setInterval(() => undefined, 1000);
+        })();`;
+      const urlOf = (file: string): string => new URL(`../../src/device/${file}`, import.meta.url).href;
+      for (let i = 0; i < 3; i++) {
+        const worker = new Worker(script, {
+          eval: true,
+          workerData: { device: urlOf('cpu-device.js'), stepInputs: urlOf('step-inputs.js') },
+        });
+        expect(await once(worker, 'message')).to.deep.equal(['running']);
+        expect(await worker.terminate()).to.equal(1);
+      }
     });
 
     it('keeps the heap flat over 10,000 steps', async function () {
