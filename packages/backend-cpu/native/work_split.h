@@ -14,11 +14,19 @@ namespace moe {
 inline constexpr int64_t kInputBlockBytes = 256 << 10;
 inline constexpr int64_t kWeightBlockBytes = 160 << 10;
 
-// Below this an interval costs more to hand out than it saves; nanoseconds.
-inline constexpr double kGrainNs = 15000.0;
+// Below this an interval costs more to hand out than it saves; nanoseconds. Waking a thread that spins takes one or two thousand.
+inline constexpr double kGrainNs = 4000.0;
 // What a core is assumed to do; only the size of intervals depends on it, never a result.
 inline constexpr double kBytesPerNs = 15.0;
 inline constexpr double kProductsPerNs = 80.0;
+
+// Raises `grain` so that few intervals are as many as the threads can share evenly: three for two threads would take as long as two each.
+inline int64_t balanced_grain(int64_t count, int64_t grain, int64_t num_threads) {
+  const int64_t intervals = count / grain;
+  if (intervals >= 8 * num_threads) return grain;
+  const int64_t even = intervals < num_threads ? intervals : intervals / num_threads * num_threads;
+  return ceil_div(count, std::max<int64_t>(even, 1));
+}
 
 // Calls body(begin, end, thread) for intervals that cover [0, count). `body` must not throw.
 template <typename Body>
@@ -29,7 +37,7 @@ void parallel_for(const moe_pool* pool, int64_t count, int64_t grain, Body& body
     return;
   }
   pool->parallel_for(
-      pool->context, count, grain,
+      pool->context, count, balanced_grain(count, grain, pool->num_threads),
       [](void* arg, int64_t begin, int64_t end, uint32_t thread) { (*static_cast<Body*>(arg))(begin, end, thread); }, &body);
 }
 

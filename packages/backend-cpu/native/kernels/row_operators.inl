@@ -46,8 +46,11 @@ inline float e4m3_scale(InputKind kind, float amax) {
 
 inline int64_t scale_columns(const RowLayout& row) { return row.kind == InputKind::kFp8Token ? row.padded : 128; }
 
-// One group of 16 columns of an NVFP4 input; docs/numerics.md#nvfp4. Codes are doubled values, permuted within 8 columns as the
-// nibbles of a weight vector come out: low nibbles are columns 0 4 1 5, high nibbles 2 6 3 7.
+// Codes of an NVFP4 input lie as the nibbles of a weight vector come out: of 8 columns, low nibbles are 0 4 1 5, high nibbles 2 6 3 7.
+// Place of each column:
+[[maybe_unused]] constexpr int kNvfp4Place[8] = {0, 2, 4, 6, 1, 3, 5, 7};
+
+// One group of 16 columns of an NVFP4 input; docs/numerics.md#nvfp4. Codes are doubled values.
 inline void quantize_nvfp4_group(Lanes x, float global_scale, int8_t* codes, float* scale, int32_t* offset) {
   const float amax = largest_of(bits_of(x) & 0x7fffffffu);
   const float block = round_e4m3(min_of(amax / (6.0f * global_scale), 448.0f));

@@ -14,7 +14,7 @@ namespace {
 #include "row_operators.inl"
 
 // How far ahead the weights of a lone token are fetched: a few hundred cycles at the speed of memory.
-constexpr int64_t kPrefetchBytes = 2048;
+constexpr int64_t kPrefetchBytes = 4096;
 
 inline __m512 dot_bf16(__m512 sum, __m512i a, __m512i b) {
   return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
