@@ -117,8 +117,10 @@ export async function loadPlugins(options: PluginOptions & DeviceOptions, log: L
   const host = createPluginHost({ logger: log });
   const problems: string[] = [];
   const discovery = { directory: options.directory ?? process.cwd(), named: options.plugin ?? [], isEnabled: options.plugins ?? true };
+  // The reference device runs plain functions only; a built-in plugin with native kernels would take its layers for nothing.
+  const builtIn = options.device === 'reference' ? [] : builtInPlugins;
   const candidates: PluginCandidate[] = [
-    ...builtInPlugins.map((source) => ({ source, url: source, isRequired: false })),
+    ...builtIn.map((source) => ({ source, url: source, isRequired: false })),
     ...discoverPlugins(discovery, builtInPlugins),
   ];
   for (const candidate of candidates) {

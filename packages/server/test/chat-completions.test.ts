@@ -1,3 +1,4 @@
+import { connect } from 'node:net';
 import { expect } from 'chai';
 import { answerWith, finish, parseEvents, post, startScriptedServer, token, until } from './scripted-server.js';
 import type { TestServer } from './scripted-server.js';
@@ -219,6 +220,25 @@ describe('POST /v1/chat/completions', () => {
     expect(Buffer.from(first?.value ?? []).toString()).to.match(/^: keep-alive\n\n/);
     await reader?.cancel();
     await patient.close();
+  });
+
+  it('ends the stream of a client that does not read', async () => {
+    const bounded = await startScriptedServer({ maxBufferedBytes: 64 * 1024 });
+    const numTokens = 50_000;
+    bounded.engine.script = (request) => [
+      ...Array.from({ length: numTokens / 100 }, () => Array.from({ length: 100 }, () => token(request.id, 65))),
+      [finish(request, 'length', numTokens)],
+    ];
+    const socket = connect(bounded.port, '127.0.0.1');
+    socket.on('error', () => undefined);
+    socket.pause();
+    const body = JSON.stringify({ ...hello, stream: true });
+    const head = `POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: ${String(body.length)}`;
+    socket.write(`${head}\r\n\r\n${body}`);
+    await until(() => bounded.engine.aborted.length === 1 && bounded.admission.numAdmitted === 0);
+    expect(bounded.logLines.join('')).to.contain('"aborted":true');
+    socket.destroy();
+    await bounded.close();
   });
 
   for (const stream of [true, false]) {

@@ -33,7 +33,8 @@ export const byteTokenizer: Tokenizer = {
 };
 
 export const lineTemplate: ServedModel['chatTemplate'] = {
-  render: (messages, { addGenerationPrompt = true, kwargs = {} } = {}) => {
+  render: (messages, options) => {
+    const { addGenerationPrompt = true, kwargs = {} } = options ?? {};
     if (messages.some(({ content }) => content === 'raise')) throw requestError('the chat template refuses these messages');
     const lines = messages.map(({ role, content }) => `${String(role)}:${String(content)}\n`).join('');
     return Promise.resolve(lines + JSON.stringify(kwargs) + (addGenerationPrompt ? 'assistant:' : ''));
