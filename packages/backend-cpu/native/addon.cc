@@ -42,13 +42,15 @@ Enum get_enum(Napi::Value value, const char* name, const char* const (&names)[N]
 Napi::Value wrap_weights(Napi::Env env, WeightsPointer weights) {
   auto external = Napi::External<WeightsPointer>::New(env, new WeightsPointer(std::move(weights)),
                                                       [](Napi::Env, WeightsPointer* pointer) { delete pointer; });
-  if (napi_type_tag_object(env, external, &kWeightsTag) != napi_ok) throw Napi::Error::New(env, "the weights could not be tagged");
+  if (napi_type_tag_object(env, external, &kWeightsTag) != napi_ok)
+    throw Napi::Error::New(env, "the weights could not be tagged");
   return external;
 }
 
 WeightsPointer& unwrap_pointer(Napi::Value value) {
   bool tagged = false;
-  if (!value.IsExternal() || napi_check_object_type_tag(value.Env(), value, &kWeightsTag, &tagged) != napi_ok || !tagged) {
+  if (!value.IsExternal() || napi_check_object_type_tag(value.Env(), value, &kWeightsTag, &tagged) != napi_ok ||
+      !tagged) {
     throw Napi::TypeError::New(value.Env(), "expected packed weights of this addon");
   }
   return *value.As<Napi::External<WeightsPointer>>().Data();
@@ -89,8 +91,8 @@ Napi::Value create_expert_weights(const Napi::CallbackInfo& info) {
   const int64_t experts = get_int(options.Get("numExperts"), "numExperts", 1, 1 << 20);
   const bool bias = get_bool(options.Get("hasBias"), "hasBias");
   return allocating(info.Env(), [&] {
-    return wrap_weights(info.Env(),
-                        PackedWeights::for_experts({format, intermediate, hidden, bias}, {format, hidden, intermediate, bias}, experts));
+    return wrap_weights(info.Env(), PackedWeights::for_experts({format, intermediate, hidden, bias},
+                                                               {format, hidden, intermediate, bias}, experts));
   });
 }
 
@@ -131,12 +133,14 @@ size_t block_scale_count(const MatrixShape& shape) {
 MatrixSource get_source(const Napi::Object& object, const MatrixShape& shape) {
   MatrixSource source;
   source.codes = get_array<uint8_t>(object.Get("codes"), "codes", code_bytes(shape)).data;
-  if (scale_bytes(shape) > 0) source.scale_codes = get_array<uint8_t>(object.Get("scaleCodes"), "scaleCodes", scale_bytes(shape)).data;
+  if (scale_bytes(shape) > 0)
+    source.scale_codes = get_array<uint8_t>(object.Get("scaleCodes"), "scaleCodes", scale_bytes(shape)).data;
   if (shape.format == WeightFormat::kFp8Block128) {
     source.block_scales = get_array<float>(object.Get("blockScales"), "blockScales", block_scale_count(shape)).data;
   }
   const Napi::Value rows = object.Get("rowFactors");
-  if (!rows.IsUndefined()) source.row_factors = get_array<float>(rows, "rowFactors", static_cast<size_t>(shape.rows)).data;
+  if (!rows.IsUndefined())
+    source.row_factors = get_array<float>(rows, "rowFactors", static_cast<size_t>(shape.rows)).data;
   source.factor = static_cast<float>(get_double(object.Get("factor"), "factor"));
   if (shape.has_bias) source.bias = get_array<float>(object.Get("bias"), "bias", static_cast<size_t>(shape.rows)).data;
   return source;
@@ -161,7 +165,8 @@ class PackWorker : public Napi::AsyncWorker {
       return;
     }
     const bool nan = result_ == PackResult::kNanCode;
-    Napi::Error error = Napi::Error::New(Env(), nan ? "a weight or block scale is NaN" : "a scale is not a finite number");
+    Napi::Error error =
+        Napi::Error::New(Env(), nan ? "a weight or block scale is NaN" : "a scale is not a finite number");
     error.Set("code", Napi::String::New(Env(), nan ? "NAN_CODE" : "BAD_SCALE"));
     deferred_.Reject(error.Value());
   }
@@ -204,7 +209,8 @@ Napi::Value unpack_matrix(const Napi::CallbackInfo& info) {
   result.Set("codes", codes);
   result.Set("scaleCodes", scale_codes);
   result.Set("factors", copy(matrix.factors, rows));
-  result.Set("blockScales", copy(matrix.block_scales, matrix.block_scales == nullptr ? 0 : block_scale_count(matrix.shape)));
+  result.Set("blockScales",
+             copy(matrix.block_scales, matrix.block_scales == nullptr ? 0 : block_scale_count(matrix.shape)));
   result.Set("bias", copy(matrix.bias, matrix.bias == nullptr ? 0 : rows));
   return result;
 }
@@ -220,7 +226,8 @@ const IsaKernels* get_isa(const Napi::Object& options) {
   const auto isa = get_enum<Isa>(options.Get("isa"), "isa", kIsaNames);
   const IsaKernels* kernels = find_kernels(isa);
   if (kernels == nullptr) {
-    throw Napi::Error::New(options.Env(), std::string("this processor cannot run the ") + kIsaNames[static_cast<size_t>(isa)] + " kernels");
+    throw Napi::Error::New(options.Env(), std::string("this processor cannot run the ") +
+                                              kIsaNames[static_cast<size_t>(isa)] + " kernels");
   }
   return kernels;
 }
@@ -229,8 +236,9 @@ InputKind get_input(const Napi::Object& options, const PackedWeights& weights, c
   const auto input = get_enum<InputKind>(options.Get("input"), "input", kInputNames);
   const WeightFormat format = weights.matrices().front().shape.format;
   if (isa.tile(format, input, 1) == nullptr) {
-    throw Napi::TypeError::New(options.Env(), std::string("no kernel multiplies ") + kInputNames[static_cast<size_t>(input)] +
-                                                  " inputs and " + kFormatNames[static_cast<size_t>(format)] + " weights");
+    throw Napi::TypeError::New(options.Env(), std::string("no kernel multiplies ") +
+                                                  kInputNames[static_cast<size_t>(input)] + " inputs and " +
+                                                  kFormatNames[static_cast<size_t>(format)] + " weights");
   }
   return input;
 }
@@ -253,7 +261,8 @@ Napi::Value create_experts_kernel(const Napi::CallbackInfo& info) {
   config.name = get_string(options.Get("name"), "name");
   const Napi::Object activation = get_object(options.Get("activation"), "activation");
   if (get_string(activation.Get("type"), "activation.type") == "swiglu") {
-    config.activation = {ActivationKind::kSwiglu, static_cast<float>(get_double(activation.Get("alpha"), "activation.alpha")),
+    config.activation = {ActivationKind::kSwiglu,
+                         static_cast<float>(get_double(activation.Get("alpha"), "activation.alpha")),
                          static_cast<float>(get_double(activation.Get("limit"), "activation.limit"))};
   }
   return wrap_kernel(info.Env(), make_experts_kernel(std::move(config)));
@@ -332,9 +341,11 @@ void run_linear(const Napi::CallbackInfo& info) {
   args.num_tokens = get_int(object.Get("numTokens"), "numTokens", 0);
   args.in_features = static_cast<int32_t>(get_int(object.Get("inFeatures"), "inFeatures", 1));
   args.out_features = static_cast<int32_t>(get_int(object.Get("outFeatures"), "outFeatures", 1));
-  args.input = get_array<float>(object.Get("input"), "input", static_cast<size_t>(args.num_tokens * args.in_features)).data;
+  args.input =
+      get_array<float>(object.Get("input"), "input", static_cast<size_t>(args.num_tokens * args.in_features)).data;
   args.input_stride = args.in_features;
-  args.output = get_array<float>(object.Get("output"), "output", static_cast<size_t>(args.num_tokens * args.out_features)).data;
+  args.output =
+      get_array<float>(object.Get("output"), "output", static_cast<size_t>(args.num_tokens * args.out_features)).data;
   args.output_stride = args.out_features;
   args.accumulate = get_bool(object.Get("accumulate"), "accumulate") ? 1 : 0;
   run_on_pool(info, *kernel, &args, args.num_tokens);

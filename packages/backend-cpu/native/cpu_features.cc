@@ -9,7 +9,8 @@ namespace moe {
 #if defined(__x86_64__)
 namespace {
 
-// Register state that the operating system handles (Intel SDM volume 1, 13.3): bits 1, 2: SSE and AVX; 5, 6, 7: AVX-512.
+// Register state that the operating system handles (Intel SDM volume 1, 13.3): bits 1, 2: SSE and AVX; 5, 6, 7:
+// AVX-512.
 uint64_t enabled_state() {
   uint32_t low = 0;
   uint32_t high = 0;

@@ -10,13 +10,14 @@
 namespace moe {
 namespace {
 
-// Output tiles of the down projection that a thread works on at a time, so that inputs are read once for all of them; fewer when the
-// contributions of all tokens would not stay in the second-level cache.
+// Output tiles of the down projection that a thread works on at a time, so that inputs are read once for all of them;
+// fewer when the contributions of all tokens would not stay in the second-level cache.
 constexpr int64_t kDownTiles = 4;
 constexpr int64_t kPartialBytes = 1 << 20;
 
 int64_t down_tiles_at_once(int64_t choices) {
-  return std::clamp<int64_t>(kPartialBytes / (choices * kTileRows * static_cast<int64_t>(sizeof(float))), 1, kDownTiles);
+  return std::clamp<int64_t>(kPartialBytes / (choices * kTileRows * static_cast<int64_t>(sizeof(float))), 1,
+                             kDownTiles);
 }
 
 // Pairs (token, choice) of one expert within `Plan::pairs`.
@@ -78,8 +79,9 @@ class ExpertsKernel {
   int32_t run(const moe_experts_args& args, const moe_exec& exec, moe_error* error) const {
     if (args.input_dtype != MOE_F32) return fail(error, MOE_INVALID_ARGUMENT, "%s: inputs must be float32", name());
     if (args.hidden_size != hidden_size_ || args.top_k < 1 || args.top_k > config_.top_k) {
-      return fail(error, MOE_INVALID_ARGUMENT, "%s: built for hidden size %lld and up to %d experts per token, called with %d and %d",
-                  name(), static_cast<long long>(hidden_size_), config_.top_k, args.hidden_size, args.top_k);
+      return fail(error, MOE_INVALID_ARGUMENT,
+                  "%s: built for hidden size %lld and up to %d experts per token, called with %d and %d", name(),
+                  static_cast<long long>(hidden_size_), config_.top_k, args.hidden_size, args.top_k);
     }
     if (args.num_tokens <= 0) return MOE_OK;
     const uint32_t num_threads = exec.pool == nullptr ? 1 : exec.pool->num_threads;
@@ -114,7 +116,8 @@ class ExpertsKernel {
     plan.pairs = carver.take<int32_t>(pairs);
     plan.positions = carver.take<int32_t>(num_experts_ + 1);
     plan.segments = carver.take<Segment>(num_experts_);
-    plan.inputs = carver.take<uint8_t>((shared_inputs_ ? num_tokens : pairs * (separate_up_ ? 2 : 1)) * input_row_.bytes);
+    plan.inputs =
+        carver.take<uint8_t>((shared_inputs_ ? num_tokens : pairs * (separate_up_ ? 2 : 1)) * input_row_.bytes);
     plan.intermediates = carver.take<uint8_t>(pairs * intermediate_row_.bytes);
     plan.thread_partials = pairs == 0 ? 0 : down_tiles_at_once(pairs) * pairs * kTileRows;
     plan.partials = carver.take<float>(static_cast<int64_t>(num_threads) * plan.thread_partials);
@@ -133,7 +136,8 @@ class ExpertsKernel {
     for (int64_t e = 0; e < num_experts_; ++e) {
       const int32_t begin = plan.positions[e];
       plan.positions[e + 1] += begin;
-      if (plan.positions[e + 1] > begin) plan.segments[plan.num_segments++] = {static_cast<int32_t>(e), begin, plan.positions[e + 1]};
+      if (plan.positions[e + 1] > begin)
+        plan.segments[plan.num_segments++] = {static_cast<int32_t>(e), begin, plan.positions[e + 1]};
     }
     plan.num_pairs = plan.positions[num_experts_];
     for (int64_t i = 0; i < choices; ++i) {
@@ -143,7 +147,8 @@ class ExpertsKernel {
     return -1;
   }
 
-  // Experts with equal input scales share one record per token; otherwise every pair has its own, in the order of `pairs`.
+  // Experts with equal input scales share one record per token; otherwise every pair has its own, in the order of
+  // `pairs`.
   void prepare_inputs(const moe_experts_args& args, const moe_pool* pool, const Plan& plan) const {
     const auto* hidden = static_cast<const float*>(args.hidden_states);
     const double elements = static_cast<double>(hidden_size_);
@@ -151,7 +156,8 @@ class ExpertsKernel {
     if (shared_inputs_) {
       auto body = [&](int64_t begin, int64_t end, uint32_t) {
         for (int64_t t = begin; t < end; ++t) {
-          config_.isa->prepare_row(hidden + t * args.hidden_stride, input_row_, input_scale(0, 0), plan.inputs + t * input_row_.bytes);
+          config_.isa->prepare_row(hidden + t * args.hidden_stride, input_row_, input_scale(0, 0),
+                                   plan.inputs + t * input_row_.bytes);
         }
       };
       parallel_for(pool, args.num_tokens, grain, body);
@@ -161,7 +167,8 @@ class ExpertsKernel {
           const int64_t pair = i % plan.num_pairs;
           const int64_t choice = plan.pairs[pair];
           config_.isa->prepare_row(hidden + choice / args.top_k * args.hidden_stride, input_row_,
-                                   input_scale(args.topk_slots[choice], i / plan.num_pairs), plan.inputs + i * input_row_.bytes);
+                                   input_scale(args.topk_slots[choice], i / plan.num_pairs),
+                                   plan.inputs + i * input_row_.bytes);
         }
       };
       parallel_for(pool, plan.num_pairs * (separate_up_ ? 2 : 1), grain, body);
@@ -191,12 +198,15 @@ class ExpertsKernel {
         begin += last - first;
       }
     };
-    const double tokens = static_cast<double>(plan.num_pairs) / static_cast<double>(std::max<int64_t>(1, plan.num_segments));
+    const double tokens =
+        static_cast<double>(plan.num_pairs) / static_cast<double>(std::max<int64_t>(1, plan.num_segments));
     const double products = 2.0 * static_cast<double>(kTileRows * hidden_size_) * tokens;
-    parallel_for(pool, plan.num_segments * up_tiles_, grain_for(2.0 * static_cast<double>(up_tile_bytes_), products), body);
+    parallel_for(pool, plan.num_segments * up_tiles_, grain_for(2.0 * static_cast<double>(up_tile_bytes_), products),
+                 body);
   }
 
-  void gate_up_tiles(const moe_experts_args& args, const Plan& plan, const Segment& segment, int64_t first, int64_t last) const {
+  void gate_up_tiles(const moe_experts_args& args, const Plan& plan, const Segment& segment, int64_t first,
+                     int64_t last) const {
     const int64_t tiles_at_once = std::max<int64_t>(1, kWeightBlockBytes / (2 * up_tile_bytes_));
     const int64_t pairs_at_once =
         std::max<int64_t>(kMaxTileTokens, kInputBlockBytes / input_row_.bytes / kMaxTileTokens * kMaxTileTokens);
@@ -215,7 +225,8 @@ class ExpertsKernel {
     return plan.inputs + (pair + (up && separate_up_ ? plan.num_pairs : 0)) * input_row_.bytes;
   }
 
-  void gate_up_tile(const moe_experts_args& args, const Plan& plan, int64_t slot, int64_t tile, int64_t begin, int64_t end) const {
+  void gate_up_tile(const moe_experts_args& args, const Plan& plan, int64_t slot, int64_t tile, int64_t begin,
+                    int64_t end) const {
     const Matrix& gate = config_.weights->matrices()[static_cast<size_t>(slot * 3)];
     const Matrix& up = config_.weights->matrices()[static_cast<size_t>(slot * 3 + 1)];
     alignas(64) float gate_factors[kTileRows];
@@ -267,20 +278,23 @@ class ExpertsKernel {
   void run_down(const moe_experts_args& args, const moe_pool* pool, const Plan& plan) const {
     const int64_t at_once = down_tiles_at_once(args.num_tokens * config_.top_k);
     auto body = [&](int64_t begin, int64_t end, uint32_t thread) {
-      for (int64_t tile = begin; tile < end; tile += at_once) down_tiles(args, plan, tile, std::min(end, tile + at_once), thread);
+      for (int64_t tile = begin; tile < end; tile += at_once)
+        down_tiles(args, plan, tile, std::min(end, tile + at_once), thread);
     };
-    const double products = static_cast<double>(kTileRows * intermediate_row_.padded) * static_cast<double>(plan.num_pairs);
+    const double products =
+        static_cast<double>(kTileRows * intermediate_row_.padded) * static_cast<double>(plan.num_pairs);
     const double bytes = static_cast<double>(down_tile_bytes_ * plan.num_segments);
     parallel_for(pool, down_tiles_, grain_for(bytes, products), body);
   }
 
-  // A few output tiles for all tokens: every pair's contribution is kept until all experts are through, then added up in the order of
-  // the token's choices. So the order of the sum does not depend on which experts other tokens chose.
+  // A few output tiles for all tokens: every pair's contribution is kept until all experts are through, then added up
+  // in the order of the token's choices. So the order of the sum does not depend on which experts other tokens chose.
   void down_tiles(const moe_experts_args& args, const Plan& plan, int64_t first, int64_t last, uint32_t thread) const {
     const int64_t choices = args.num_tokens * args.top_k;
     float* partials = plan.partials + static_cast<int64_t>(thread) * plan.thread_partials;
     for (int64_t s = 0; s < plan.num_segments; ++s) {
-      for (int64_t t = first; t < last; ++t) down_tile(args, plan, plan.segments[s], t, partials + (t - first) * choices * kTileRows);
+      for (int64_t t = first; t < last; ++t)
+        down_tile(args, plan, plan.segments[s], t, partials + (t - first) * choices * kTileRows);
     }
     for (int64_t t = first; t < last; ++t) {
       const int64_t rows = std::min<int64_t>(kTileRows, hidden_size_ - t * kTileRows);
@@ -297,7 +311,8 @@ class ExpertsKernel {
     }
   }
 
-  void down_tile(const moe_experts_args& args, const Plan& plan, const Segment& segment, int64_t tile, float* partials) const {
+  void down_tile(const moe_experts_args& args, const Plan& plan, const Segment& segment, int64_t tile,
+                 float* partials) const {
     const Matrix& down = config_.weights->matrices()[static_cast<size_t>(segment.slot) * 3 + 2];
     alignas(64) float factors[kTileRows];
     for (int r = 0; r < kTileRows; ++r) {

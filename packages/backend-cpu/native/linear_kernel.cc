@@ -32,8 +32,8 @@ class LinearKernel {
       const Matrix& matrix = matrices[i];
       for (int64_t t = 0; t < matrix.num_tiles; ++t) {
         const int64_t rows = std::min<int64_t>(kTileRows, matrix.shape.rows - t * kTileRows);
-        tiles_.push_back({static_cast<int32_t>(i), static_cast<int32_t>(t), static_cast<int32_t>(output + t * kTileRows),
-                          static_cast<int32_t>(rows)});
+        tiles_.push_back({static_cast<int32_t>(i), static_cast<int32_t>(t),
+                          static_cast<int32_t>(output + t * kTileRows), static_cast<int32_t>(rows)});
       }
       output += matrix.shape.rows;
       variants_.push_back(variant_for(config_.input_scales.empty() ? 1.0f : config_.input_scales[i]));
@@ -54,7 +54,8 @@ class LinearKernel {
     if (args.input_dtype != MOE_F32) return fail(error, MOE_INVALID_ARGUMENT, "%s: inputs must be float32", name());
     if (args.in_features != columns_ || args.out_features != out_features_) {
       return fail(error, MOE_INVALID_ARGUMENT, "%s: built for [%lld, %lld], called with [%d, %d]", name(),
-                  static_cast<long long>(out_features_), static_cast<long long>(columns_), args.out_features, args.in_features);
+                  static_cast<long long>(out_features_), static_cast<long long>(columns_), args.out_features,
+                  args.in_features);
     }
     if (args.num_tokens <= 0) return MOE_OK;
     if (exec.workspace == nullptr || exec.workspace_bytes < workspace_bytes(args.num_tokens)) {
@@ -66,7 +67,8 @@ class LinearKernel {
     prepare(args, exec.pool, records);
     const double products = static_cast<double>(kTileRows * columns_) * static_cast<double>(args.num_tokens);
     auto body = [&](int64_t begin, int64_t end, uint32_t) { run_tiles(args, records, begin, end); };
-    parallel_for(exec.pool, static_cast<int64_t>(tiles_.size()), grain_for(static_cast<double>(tile_bytes_), products), body);
+    parallel_for(exec.pool, static_cast<int64_t>(tiles_.size()), grain_for(static_cast<double>(tile_bytes_), products),
+                 body);
     return MOE_OK;
   }
 
@@ -87,8 +89,8 @@ class LinearKernel {
     auto body = [&](int64_t begin, int64_t end, uint32_t) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t token = i % args.num_tokens;
-        config_.isa->prepare_row(input + token * args.input_stride, row_, variant_scales_[static_cast<size_t>(i / args.num_tokens)],
-                                 records + i * row_.bytes);
+        config_.isa->prepare_row(input + token * args.input_stride, row_,
+                                 variant_scales_[static_cast<size_t>(i / args.num_tokens)], records + i * row_.bytes);
       }
     };
     // Four bytes read per element, about two operations per byte: a lone token is not worth waking anybody.
@@ -98,7 +100,8 @@ class LinearKernel {
 
   void run_tiles(const moe_linear_args& args, const uint8_t* records, int64_t begin, int64_t end) const {
     const int64_t tiles_at_once = std::max<int64_t>(1, kWeightBlockBytes / tile_bytes_);
-    const int64_t tokens_at_once = std::max<int64_t>(kMaxTileTokens, kInputBlockBytes / row_.bytes / kMaxTileTokens * kMaxTileTokens);
+    const int64_t tokens_at_once =
+        std::max<int64_t>(kMaxTileTokens, kInputBlockBytes / row_.bytes / kMaxTileTokens * kMaxTileTokens);
     for (int64_t first = begin; first < end; first += tiles_at_once) {
       const int64_t last = std::min(end, first + tiles_at_once);
       for (int64_t token = 0; token < args.num_tokens; token += tokens_at_once) {
@@ -108,7 +111,8 @@ class LinearKernel {
     }
   }
 
-  void run_tile(const moe_linear_args& args, const uint8_t* records, const TileRef& ref, int64_t first_token, int64_t num_tokens) const {
+  void run_tile(const moe_linear_args& args, const uint8_t* records, const TileRef& ref, int64_t first_token,
+                int64_t num_tokens) const {
     const auto module = static_cast<size_t>(ref.module);
     const Matrix& matrix = config_.weights->matrices()[module];
     const auto variant = static_cast<size_t>(variants_[module]);
@@ -134,7 +138,8 @@ class LinearKernel {
       config_.isa->finish(epilogue, row_, count, rows, sums, kOnes, outputs);
       for (int m = 0; m < count; ++m) {
         float* output = args.output + (token + m) * args.output_stride + ref.first_output;
-        for (int r = 0; r < ref.num_rows; ++r) output[r] = args.accumulate != 0 ? output[r] + outputs[m][r] : outputs[m][r];
+        for (int r = 0; r < ref.num_rows; ++r)
+          output[r] = args.accumulate != 0 ? output[r] + outputs[m][r] : outputs[m][r];
       }
     });
   }

@@ -88,7 +88,8 @@ Buffer::~Buffer() {
   }
 }
 
-Buffer::Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+Buffer::Buffer(Buffer&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
   std::swap(data_, other.data_);
@@ -132,7 +133,8 @@ void PackedWeights::allocate(const std::vector<MatrixShape>& shapes, bool expert
   }
 }
 
-std::shared_ptr<PackedWeights> PackedWeights::for_experts(const MatrixShape& gate_up, const MatrixShape& down, int64_t num_experts) {
+std::shared_ptr<PackedWeights> PackedWeights::for_experts(const MatrixShape& gate_up, const MatrixShape& down,
+                                                          int64_t num_experts) {
   std::vector<MatrixShape> shapes;
   shapes.reserve(static_cast<size_t>(num_experts) * 3);
   for (int64_t slot = 0; slot < num_experts; ++slot) {
@@ -162,9 +164,11 @@ PackResult PackedWeights::pack(size_t index, const MatrixSource& source) {
   for (int64_t t = 0; t < matrix.num_tiles; ++t) {
     const int64_t first = t * kTileRows;
     const int64_t count = shape.rows - first < kTileRows ? shape.rows - first : kTileRows;
-    pack_tile(shape.format, shape.columns, source.codes, source.scale_codes, first, count, matrix.tiles + t * matrix.tile_stride);
+    pack_tile(shape.format, shape.columns, source.codes, source.scale_codes, first, count,
+              matrix.tiles + t * matrix.tile_stride);
   }
-  for (int64_t r = 0; r < shape.rows; ++r) matrix.factors[r] = source.row_factors == nullptr ? source.factor : source.row_factors[r];
+  for (int64_t r = 0; r < shape.rows; ++r)
+    matrix.factors[r] = source.row_factors == nullptr ? source.factor : source.row_factors[r];
   if (matrix.bias != nullptr) std::memcpy(matrix.bias, source.bias, static_cast<size_t>(shape.rows) * sizeof(float));
   if (matrix.block_scales != nullptr) {
     std::memcpy(matrix.block_scales, source.block_scales, static_cast<size_t>(num_block_scales(shape)) * sizeof(float));

@@ -10,8 +10,8 @@
 
 namespace moe {
 
-// Zeroed memory, 64-byte aligned, in huge pages where the system gives them: decoding walks all of it for every token, and with
-// pages of 4 KiB the walk is bound by address translation.
+// Zeroed memory, 64-byte aligned, in huge pages where the system gives them: decoding walks all of it for every token,
+// and with pages of 4 KiB the walk is bound by address translation.
 class Buffer {
  public:
   Buffer() = default;
@@ -60,7 +60,8 @@ struct Matrix {
 
 // The checkpoint's form of one matrix. Which pointers are set depends on the format.
 struct MatrixSource {
-  // 4 bits: [rows, columns/2], even column in the low nibble. 8 bits: [rows, columns]. 16 bits: [rows, columns] little-endian.
+  // 4 bits: [rows, columns/2], even column in the low nibble. 8 bits: [rows, columns]. 16 bits: [rows, columns]
+  // little-endian.
   const uint8_t* codes = nullptr;
   // kNvfp4: [rows, columns/16] e4m3; kMxfp4: [rows, columns/32] e8m0.
   const uint8_t* scale_codes = nullptr;
@@ -83,8 +84,10 @@ enum class PackResult : uint8_t {
 
 class PackedWeights {
  public:
-  // Experts: matrices are gate, up, down of slot 0, then of slot 1, ...; gate and up are interleaved. Throws std::bad_alloc.
-  static std::shared_ptr<PackedWeights> for_experts(const MatrixShape& gate_up, const MatrixShape& down, int64_t num_experts);
+  // Experts: matrices are gate, up, down of slot 0, then of slot 1, ...; gate and up are interleaved. Throws
+  // std::bad_alloc.
+  static std::shared_ptr<PackedWeights> for_experts(const MatrixShape& gate_up, const MatrixShape& down,
+                                                    int64_t num_experts);
   // A linear: matrices are its modules in row order, each starting with a tile of its own. Throws std::bad_alloc.
   static std::shared_ptr<PackedWeights> for_modules(const std::vector<MatrixShape>& modules);
 

@@ -6,8 +6,9 @@
 
 namespace moe {
 
-// One record per row: values, then scales, then (NVFP4) offsets. Offsets are in bytes from the record's start, and the record is a
-// multiple of 64 bytes that is an odd number of cache lines, because rows at a power-of-two distance share one set of the L1 cache.
+// One record per row: values, then scales, then (NVFP4) offsets. Offsets are in bytes from the record's start, and the
+// record is a multiple of 64 bytes that is an odd number of cache lines, because rows at a power-of-two distance share
+// one set of the L1 cache.
 struct RowLayout {
   InputKind kind = InputKind::kFloat;
   Element element = Element::kF32;

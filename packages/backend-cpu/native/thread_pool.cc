@@ -83,7 +83,8 @@ void ThreadPool::run(int64_t count, int64_t grain, moe_task task, void* arg) {
   done_.wait(lock, [&] { return active_.load() == 0; });
 }
 
-int32_t run_kernel(const moe_kernel& kernel, const void* args, int64_t num_tokens, const moe_pool* pool, moe_error* error) {
+int32_t run_kernel(const moe_kernel& kernel, const void* args, int64_t num_tokens, const moe_pool* pool,
+                   moe_error* error) {
   // Kept between calls, so that a benchmark does not measure page faults.
   static thread_local Buffer workspace;
   const uint64_t needed = kernel.workspace_bytes(kernel.self, num_tokens, pool->num_threads);

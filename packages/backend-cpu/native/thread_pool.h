@@ -1,4 +1,5 @@
-// A plain pool behind the ABI's moe_pool, so that kernels can run without an engine: tests, the conformance suite, the benchmark.
+// A plain pool behind the ABI's moe_pool, so that kernels can run without an engine: tests, the conformance suite, the
+// benchmark.
 #ifndef MOE_BACKEND_CPU_THREAD_POOL_H_
 #define MOE_BACKEND_CPU_THREAD_POOL_H_
 
@@ -45,7 +46,8 @@ class ThreadPool {
 };
 
 // Runs a kernel of either kind with a workspace of its own.
-int32_t run_kernel(const moe_kernel& kernel, const void* args, int64_t num_tokens, const moe_pool* pool, moe_error* error);
+int32_t run_kernel(const moe_kernel& kernel, const void* args, int64_t num_tokens, const moe_pool* pool,
+                   moe_error* error);
 
 }  // namespace moe
 

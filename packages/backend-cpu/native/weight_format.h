@@ -1,12 +1,15 @@
 // Weight formats and the packed layout `cpu/r16@1` that every kernel of this package reads.
 //
-// A matrix [rows, columns] is cut into tiles of 16 rows. A tile is contiguous and made of chunks of 16 columns, so that one
-// output row is one lane of a 512-bit register and the sum over columns never crosses lanes:
+// A matrix [rows, columns] is cut into tiles of 16 rows. A tile is contiguous and made of chunks of 16 columns, so that
+// one output row is one lane of a 512-bit register and the sum over columns never crosses lanes:
 //
-// - 4 bits: a chunk is two 64-byte vectors of 16 rows x 8 columns. 32-bit lane r holds row r; its nibble j (0..3) is column 2j,
-//   nibble 4+j is column 2j+1: shifting right by 4j leaves the codes of columns 2j and 2j+1 in the two 16-bit halves. Chunks come in
-//   blocks of 64 columns (NVFP4) or 128 (MXFP4), each block led by one 64-byte line with its scales, [group][16 rows].
-// - 8 bits: a chunk is four 64-byte vectors of 16 rows x 4 columns. A 128-bit lane holds four rows: first their columns 0 and 1,
+// - 4 bits: a chunk is two 64-byte vectors of 16 rows x 8 columns. 32-bit lane r holds row r; its nibble j (0..3) is
+// column 2j,
+//   nibble 4+j is column 2j+1: shifting right by 4j leaves the codes of columns 2j and 2j+1 in the two 16-bit halves.
+//   Chunks come in blocks of 64 columns (NVFP4) or 128 (MXFP4), each block led by one 64-byte line with its scales,
+//   [group][16 rows].
+// - 8 bits: a chunk is four 64-byte vectors of 16 rows x 4 columns. A 128-bit lane holds four rows: first their columns
+// 0 and 1,
 //   r0c0 r0c1 r1c0 r1c1 ..., then their columns 2 and 3, so that a byte unpack gives pairs of columns per row.
 // - bf16: a chunk is eight 64-byte vectors; 32-bit lane r of vector i holds columns 2i and 2i+1 of row r.
 // - f16: a chunk is sixteen 32-byte vectors, one column of 16 rows each.
@@ -56,7 +59,9 @@ constexpr int64_t block_columns(WeightFormat format) {
   return kChunkColumns;
 }
 
-constexpr int64_t padded_columns(WeightFormat format, int64_t columns) { return round_up(columns, block_columns(format)); }
+constexpr int64_t padded_columns(WeightFormat format, int64_t columns) {
+  return round_up(columns, block_columns(format));
+}
 
 // Bytes of the unit of block_columns() columns and 16 rows; scales included.
 constexpr int64_t block_bytes(WeightFormat format) {

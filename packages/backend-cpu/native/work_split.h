@@ -10,17 +10,20 @@
 
 namespace moe {
 
-// Inputs and weights that one core works on at a time, in bytes: together they leave room in a 1 MiB second-level cache.
+// Inputs and weights that one core works on at a time, in bytes: together they leave room in a 1 MiB second-level
+// cache.
 inline constexpr int64_t kInputBlockBytes = 256 << 10;
 inline constexpr int64_t kWeightBlockBytes = 160 << 10;
 
-// Below this an interval costs more to hand out than it saves; nanoseconds. Waking a thread that spins takes one or two thousand.
+// Below this an interval costs more to hand out than it saves; nanoseconds. Waking a thread that spins takes one or two
+// thousand.
 inline constexpr double kGrainNs = 4000.0;
 // What a core is assumed to do; only the size of intervals depends on it, never a result.
 inline constexpr double kBytesPerNs = 15.0;
 inline constexpr double kProductsPerNs = 80.0;
 
-// Raises `grain` so that few intervals are as many as the threads can share evenly: three for two threads would take as long as two each.
+// Raises `grain` so that few intervals are as many as the threads can share evenly: three for two threads would take as
+// long as two each.
 inline int64_t balanced_grain(int64_t count, int64_t grain, int64_t num_threads) {
   const int64_t intervals = count / grain;
   if (intervals >= 8 * num_threads) return grain;
@@ -38,7 +41,8 @@ void parallel_for(const moe_pool* pool, int64_t count, int64_t grain, Body& body
   }
   pool->parallel_for(
       pool->context, count, balanced_grain(count, grain, pool->num_threads),
-      [](void* arg, int64_t begin, int64_t end, uint32_t thread) { (*static_cast<Body*>(arg))(begin, end, thread); }, &body);
+      [](void* arg, int64_t begin, int64_t end, uint32_t thread) { (*static_cast<Body*>(arg))(begin, end, thread); },
+      &body);
 }
 
 // Items per interval when one item reads `bytes` of weights and makes `products` multiplications.

@@ -25,8 +25,8 @@ struct TileArgs {
 
 // sums[m, r] = sum over k of input row m times weight row r, without the row's factor and `sum_factor`.
 //
-// The order of the additions depends on the number of columns only: every chunk of 16 columns gives one partial sum, partial sums are
-// added in ascending order. Neither the number of tokens nor their place in the call changes a bit.
+// The order of the additions depends on the number of columns only: every chunk of 16 columns gives one partial sum,
+// partial sums are added in ascending order. Neither the number of tokens nor their place in the call changes a bit.
 using TileFn = void (*)(const TileArgs& args, const uint8_t* const* rows, float* sums);
 
 enum class ActivationKind : uint8_t { kSilu, kSwiglu };
@@ -69,11 +69,11 @@ struct IsaKernels {
   // Quantizes a record that holds values of dynamic kinds (kFp8Token, kFp8Group128) not quantized yet, in place.
   void (*quantize_record)(const RowLayout& row, uint8_t* record);
   // h = activation(gate, up) for the 16 columns `tile` * 16 ... of each intermediate record; see row_operators.inl.
-  void (*gate_up)(const GateUpArgs& args, int num_tokens, const uint8_t* const* inputs, const float* gate_sums, const float* up_sums,
-                  int64_t tile, uint8_t* const* records);
+  void (*gate_up)(const GateUpArgs& args, int num_tokens, const uint8_t* const* inputs, const float* gate_sums,
+                  const float* up_sums, int64_t tile, uint8_t* const* records);
   // outputs[m][0..15] = epilogue(sums) * weights[m]; `inputs` as above.
-  void (*finish)(const TileEpilogue& epilogue, const RowLayout& input, int num_tokens, const uint8_t* const* inputs, const float* sums,
-                 const float* weights, float* const* outputs);
+  void (*finish)(const TileEpilogue& epilogue, const RowLayout& input, int num_tokens, const uint8_t* const* inputs,
+                 const float* sums, const float* weights, float* const* outputs);
 };
 
 const IsaKernels& portable_kernels();

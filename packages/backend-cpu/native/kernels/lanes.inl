@@ -1,8 +1,10 @@
-// Sixteen lanes as one value, in the compiler's own vector types: one 512-bit register, or as many smaller ones as the file that includes
-// this is compiled for. Included inside an unnamed namespace: a function compiled for AVX-512 must never be the one that the
-// linker keeps for everybody. For the same reason nothing here calls a function template of the standard library.
+// Sixteen lanes as one value, in the compiler's own vector types: one 512-bit register, or as many smaller ones as the
+// file that includes this is compiled for. Included inside an unnamed namespace: a function compiled for AVX-512 must
+// never be the one that the linker keeps for everybody. For the same reason nothing here calls a function template of
+// the standard library.
 //
-// Multiplications and additions are not contracted (-ffp-contract=off), so every instruction set computes the same bits here.
+// Multiplications and additions are not contracted (-ffp-contract=off), so every instruction set computes the same bits
+// here.
 
 typedef float Lanes __attribute__((vector_size(64)));
 typedef int32_t IntLanes __attribute__((vector_size(64)));
@@ -99,8 +101,8 @@ inline Lanes load_bf16(const uint16_t* from) {
 // Nearest whole number, ties to even, for |value| < 2^22: beyond 1.5 * 2^23 a float has no fraction left.
 inline Lanes round_even(Lanes value) { return (value + 12582912.0f) - 12582912.0f; }
 
-// The nearest e4m3 value, ties to even, saturated at 448. Normal numbers keep three fraction bits; below 2^-6 the step is
-// 2^-9, the unit in the last place at 1.5 * 2^14. NaN stays NaN.
+// The nearest e4m3 value, ties to even, saturated at 448. Normal numbers keep three fraction bits; below 2^-6 the step
+// is 2^-9, the unit in the last place at 1.5 * 2^14. NaN stays NaN.
 inline Lanes round_e4m3(Lanes value) {
   const Lanes clamped = max_of(splat(-448.0f), min_of(splat(448.0f), value));
   const BitLanes bits = bits_of(clamped);
@@ -122,8 +124,8 @@ inline IntLanes double_e2m1(Lanes value) {
   return value < splat(0.0f) ? -whole : whole;
 }
 
-// exp by Cody and Waite's reduction (x = n ln 2 + r) and a polynomial of degree 7 on |r| <= ln(2)/2; within 2 units in the last
-// place. Saturates: below -87.3 it answers about 1e-38, above 88.3 about 2e38. NaN stays NaN.
+// exp by Cody and Waite's reduction (x = n ln 2 + r) and a polynomial of degree 7 on |r| <= ln(2)/2; within 2 units in
+// the last place. Saturates: below -87.3 it answers about 1e-38, above 88.3 about 2e38. NaN stays NaN.
 inline Lanes exp_of(Lanes x) {
   const Lanes clamped = max_of(splat(-87.3f), min_of(splat(88.3f), x));
   const Lanes n = round_even(clamped * 1.44269504f);

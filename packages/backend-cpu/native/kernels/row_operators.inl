@@ -1,4 +1,5 @@
-// Operators on input rows and on the 16 sums of a tile. Included inside an unnamed namespace after lanes.inl, for the same reasons.
+// Operators on input rows and on the 16 sums of a tile. Included inside an unnamed namespace after lanes.inl, for the
+// same reasons.
 
 // Elements of a record as lanes. T: uint16_t (bf16) or float.
 template <typename T>
@@ -46,8 +47,8 @@ inline float e4m3_scale(InputKind kind, float amax) {
 
 inline int64_t scale_columns(const RowLayout& row) { return row.kind == InputKind::kFp8Token ? row.padded : 128; }
 
-// Codes of an NVFP4 input lie as the nibbles of a weight vector come out: of 8 columns, low nibbles are 0 4 1 5, high nibbles 2 6 3 7.
-// Place of each column:
+// Codes of an NVFP4 input lie as the nibbles of a weight vector come out: of 8 columns, low nibbles are 0 4 1 5, high
+// nibbles 2 6 3 7. Place of each column:
 [[maybe_unused]] constexpr int kNvfp4Place[8] = {0, 2, 4, 6, 1, 3, 5, 7};
 
 // One group of 16 columns of an NVFP4 input; docs/numerics.md#nvfp4. Codes are doubled values.
@@ -58,7 +59,8 @@ inline void quantize_nvfp4_group(Lanes x, float global_scale, int8_t* codes, flo
   // A block scale of zero makes every quotient infinite or NaN; all its codes are zero.
   const IntLanes doubled = block > 0.0f ? double_e2m1(x / splat(step)) : IntLanes{};
   const ByteLanes narrow = __builtin_convertvector(doubled, ByteLanes);
-  const ByteLanes placed = __builtin_shufflevector(narrow, narrow, 0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+  const ByteLanes placed =
+      __builtin_shufflevector(narrow, narrow, 0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
   __builtin_memcpy(codes, &placed, 16);
   *scale = block;
   *offset = -12 * sum_of(doubled);
@@ -129,7 +131,8 @@ void prepare_row(const float* x, const RowLayout& row, float scale, uint8_t* rec
 }
 
 // sums * factor * token scale + bias, for the 16 lanes of one token.
-inline Lanes apply_epilogue(const TileEpilogue& epilogue, const RowLayout& input, const uint8_t* record, const float* sums) {
+inline Lanes apply_epilogue(const TileEpilogue& epilogue, const RowLayout& input, const uint8_t* record,
+                            const float* sums) {
   Lanes value = load_lanes(sums) * load_lanes(epilogue.factors);
   if (input.kind == InputKind::kFp8Token) value *= *reinterpret_cast<const float*>(record + input.scales);
   return epilogue.bias == nullptr ? value : value + load_lanes(epilogue.bias);
@@ -152,10 +155,11 @@ inline void store_intermediate(Lanes h, InputKind kind, float scale, T* to) {
   }
 }
 
-// The intermediate is rounded to bf16 wherever the input of the down projection is quantized or held as bf16: that is the type in
-// which the formats' own definition sees it. A tile's 16 columns are one NVFP4 group, so that it is quantized as it finishes.
-void gate_up(const GateUpArgs& args, int num_tokens, const uint8_t* const* inputs, const float* gate_sums, const float* up_sums,
-             int64_t tile, uint8_t* const* records) {
+// The intermediate is rounded to bf16 wherever the input of the down projection is quantized or held as bf16: that is
+// the type in which the formats' own definition sees it. A tile's 16 columns are one NVFP4 group, so that it is
+// quantized as it finishes.
+void gate_up(const GateUpArgs& args, int num_tokens, const uint8_t* const* inputs, const float* gate_sums,
+             const float* up_sums, int64_t tile, uint8_t* const* records) {
   const RowLayout& row = *args.intermediate;
   for (int m = 0; m < num_tokens; ++m) {
     const Lanes gate = apply_epilogue(args.gate, *args.input, inputs[m], gate_sums + m * kTileRows);
@@ -165,7 +169,8 @@ void gate_up(const GateUpArgs& args, int num_tokens, const uint8_t* const* input
     uint8_t* record = records[m];
     if (row.kind == InputKind::kNvfp4) {
       quantize_nvfp4_group(h, args.intermediate_scale, reinterpret_cast<int8_t*>(record) + tile * 16,
-                           reinterpret_cast<float*>(record + row.scales) + tile, reinterpret_cast<int32_t*>(record + row.offsets) + tile);
+                           reinterpret_cast<float*>(record + row.scales) + tile,
+                           reinterpret_cast<int32_t*>(record + row.offsets) + tile);
     } else if (row.element == Element::kBf16) {
       store_intermediate(h, row.kind, args.intermediate_scale, reinterpret_cast<uint16_t*>(record) + tile * kTileRows);
     } else {
@@ -174,8 +179,8 @@ void gate_up(const GateUpArgs& args, int num_tokens, const uint8_t* const* input
   }
 }
 
-void finish(const TileEpilogue& epilogue, const RowLayout& input, int num_tokens, const uint8_t* const* inputs, const float* sums,
-            const float* weights, float* const* outputs) {
+void finish(const TileEpilogue& epilogue, const RowLayout& input, int num_tokens, const uint8_t* const* inputs,
+            const float* sums, const float* weights, float* const* outputs) {
   for (int m = 0; m < num_tokens; ++m) {
     store_lanes(apply_epilogue(epilogue, input, inputs[m], sums + m * kTileRows) * weights[m], outputs[m]);
   }

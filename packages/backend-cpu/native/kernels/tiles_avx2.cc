@@ -1,7 +1,7 @@
 // Tile functions for processors with AVX2, FMA and F16C (Haswell and later, Zen and later).
 //
-// Sixteen registers hold eight rows at a time: a tile is worked on in two halves of 8 rows. One decoded column serves up to six tokens;
-// inputs are f32. With more tokens the half is walked again, which costs decoding but changes no sum.
+// Sixteen registers hold eight rows at a time: a tile is worked on in two halves of 8 rows. One decoded column serves
+// up to six tokens; inputs are f32. With more tokens the half is walked again, which costs decoding but changes no sum.
 #include <immintrin.h>
 
 #include "isa_kernels.h"
@@ -54,7 +54,8 @@ struct Fp4 {
   static inline void chunk(const TileArgs& args, int64_t column, int half, const float* const* x, __m256* partial) {
     const __m256 table = _mm256_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f);
     const __m256i sign = _mm256_set1_epi32(static_cast<int32_t>(0x80000000u));
-    const uint8_t* codes = args.tile + column / block_columns(F) * block_bytes(F) + kLine + column % block_columns(F) * 8 + half * 32;
+    const uint8_t* codes =
+        args.tile + column / block_columns(F) * block_bytes(F) + kLine + column % block_columns(F) * 8 + half * 32;
 #pragma GCC unroll 2
     for (int v = 0; v < 2; ++v) {
       const __m256i lanes = load(codes + v * kLine);
@@ -71,7 +72,8 @@ struct Fp4 {
   static inline __m256 scale(const TileArgs& args, int64_t column, int half) {
     const uint8_t* block = args.tile + column / block_columns(F) * block_bytes(F);
     const int64_t within = column % block_columns(F);
-    if constexpr (F == WeightFormat::kNvfp4) return decode_e4m3_scales(block + within / 16 * kTileRows + half * kHalfRows);
+    if constexpr (F == WeightFormat::kNvfp4)
+      return decode_e4m3_scales(block + within / 16 * kTileRows + half * kHalfRows);
     return decode_e8m0_scales(block + within / 32 * kTileRows + half * kHalfRows);
   }
 };
@@ -82,8 +84,10 @@ struct Fp8 {
   template <int M>
   static inline void chunk(const TileArgs& args, int64_t column, int half, const float* const* x, __m256* partial) {
     // Two columns of four rows per 128-bit lane into the high bytes of words: first column in words 0-3, second in 4-7.
-    const __m256i first = _mm256_broadcastsi128_si256(_mm_setr_epi8(-1, 0, -1, 2, -1, 4, -1, 6, -1, 1, -1, 3, -1, 5, -1, 7));
-    const __m256i second = _mm256_broadcastsi128_si256(_mm_setr_epi8(-1, 8, -1, 10, -1, 12, -1, 14, -1, 9, -1, 11, -1, 13, -1, 15));
+    const __m256i first =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(-1, 0, -1, 2, -1, 4, -1, 6, -1, 1, -1, 3, -1, 5, -1, 7));
+    const __m256i second =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(-1, 8, -1, 10, -1, 12, -1, 14, -1, 9, -1, 11, -1, 13, -1, 15));
     const uint8_t* codes = args.tile + column * kTileRows + half * 32;
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
@@ -98,7 +102,9 @@ struct Fp8 {
       }
     }
   }
-  static inline __m256 scale(const TileArgs& args, int64_t column, int) { return _mm256_set1_ps(args.block_scales[column / 128]); }
+  static inline __m256 scale(const TileArgs& args, int64_t column, int) {
+    return _mm256_set1_ps(args.block_scales[column / 128]);
+  }
 };
 
 struct Bf16 {
@@ -166,13 +172,15 @@ void float_tile(const TileArgs& args, const uint8_t* const* rows, float* sums) {
   constexpr int kFirst = M < kTokensAtOnce ? M : kTokensAtOnce;
   for (int half = 0; half < 2; ++half) {
     float_half<Decoder, InputScaled, kFirst>(args, rows, half, sums);
-    if constexpr (M > kFirst) float_half<Decoder, InputScaled, M - kFirst>(args, rows + kFirst, half, sums + kFirst * kTileRows);
+    if constexpr (M > kFirst)
+      float_half<Decoder, InputScaled, M - kFirst>(args, rows + kFirst, half, sums + kFirst * kTileRows);
   }
 }
 
 template <int M>
 void nvfp4_integer_tile(const TileArgs& args, const uint8_t* const* rows, float* sums) {
-  const __m256i table = _mm256_broadcastsi128_si256(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+  const __m256i table =
+      _mm256_broadcastsi128_si256(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
   const __m256i nibble = _mm256_set1_epi8(15);
   const __m256i ones = _mm256_set1_epi16(1);
   for (int half = 0; half < 2; ++half) {
@@ -197,7 +205,8 @@ void nvfp4_integer_tile(const TileArgs& args, const uint8_t* const* rows, float*
         // A sum of two products is at most 2 * 24 * 12, four of those fit 16 bits.
         __m256i words = _mm256_maddubs_epi16(w[0], broadcast_word(row));
 #pragma GCC unroll 3
-        for (int i = 1; i < 4; ++i) words = _mm256_add_epi16(words, _mm256_maddubs_epi16(w[i], broadcast_word(row + 4 * i)));
+        for (int i = 1; i < 4; ++i)
+          words = _mm256_add_epi16(words, _mm256_maddubs_epi16(w[i], broadcast_word(row + 4 * i)));
         const __m256i p = _mm256_add_epi32(_mm256_madd_epi16(words, ones), broadcast_word(at + args.row->offsets));
         const __m256 input_scale = _mm256_castsi256_ps(broadcast_word(at + args.row->scales));
         acc[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(p), _mm256_mul_ps(weight_scale, input_scale), acc[m]);
@@ -259,7 +268,8 @@ float sum_factor(WeightFormat format, InputKind kind) {
 }  // namespace
 
 const IsaKernels& avx2_kernels() {
-  static const IsaKernels kernels = {Isa::kAvx2, "avx2", element, tile, sum_factor, prepare_row, quantize_record, gate_up, finish};
+  static const IsaKernels kernels = {Isa::kAvx2,  "avx2",          element, tile,  sum_factor,
+                                     prepare_row, quantize_record, gate_up, finish};
   return kernels;
 }
 

@@ -1,8 +1,10 @@
-// Tile functions for processors with AVX512 F, BW, VL, DQ, VBMI, VNNI and BF16 (Zen 4 and later, Sapphire Rapids and later).
+// Tile functions for processors with AVX512 F, BW, VL, DQ, VBMI, VNNI and BF16 (Zen 4 and later, Sapphire Rapids and
+// later).
 //
-// One chunk of 16 columns of a tile is decoded into 8 registers of bf16 pairs (4 registers of bytes for integers), which then serve up
-// to 12 tokens: the sums of all tokens, the decoded weights and a few temporaries fill the 32 registers. Each token's 8 (4)
-// dependent dot products form one chain; chains of different tokens, or of following chunks when there is one token, overlap.
+// One chunk of 16 columns of a tile is decoded into 8 registers of bf16 pairs (4 registers of bytes for integers),
+// which then serve up to 12 tokens: the sums of all tokens, the decoded weights and a few temporaries fill the 32
+// registers. Each token's 8 (4) dependent dot products form one chain; chains of different tokens, or of following
+// chunks when there is one token, overlap.
 #include <immintrin.h>
 
 #include "isa_kernels.h"
@@ -26,10 +28,12 @@ inline __m512i broadcast_pair(const uint8_t* x) {
   return _mm512_set1_epi32(pair);
 }
 
-// 16 e4m3 scales as floats times 2^-8: the bits of e4m3 in a half-precision number, exponent bias 15 instead of 7; subnormals too.
+// 16 e4m3 scales as floats times 2^-8: the bits of e4m3 in a half-precision number, exponent bias 15 instead of 7;
+// subnormals too.
 inline __m512 decode_e4m3_scales(const uint8_t* bytes) {
   const __m256i wide = _mm256_cvtepu8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(bytes)));
-  const __m256i half = _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(wide, 8), 1), _mm256_set1_epi16(static_cast<short>(0xbf80)));
+  const __m256i half =
+      _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(wide, 8), 1), _mm256_set1_epi16(static_cast<short>(0xbf80)));
   return _mm512_cvtph_ps(half);
 }
 
@@ -41,10 +45,10 @@ inline __m512 decode_e8m0_scales(const uint8_t* bytes) {
 
 // The e2m1 values as bf16, twice: vpermw reads five bits of an index, and the fifth belongs to the next code.
 inline __m512i e2m1_table() {
-  const __m256i values = _mm256_setr_epi16(0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0, static_cast<short>(0x8000),
-                                           static_cast<short>(0xbf00), static_cast<short>(0xbf80), static_cast<short>(0xbfc0),
-                                           static_cast<short>(0xc000), static_cast<short>(0xc040), static_cast<short>(0xc080),
-                                           static_cast<short>(0xc0c0));
+  const __m256i values = _mm256_setr_epi16(
+      0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0, static_cast<short>(0x8000),
+      static_cast<short>(0xbf00), static_cast<short>(0xbf80), static_cast<short>(0xbfc0), static_cast<short>(0xc000),
+      static_cast<short>(0xc040), static_cast<short>(0xc080), static_cast<short>(0xc0c0));
   return _mm512_broadcast_i64x4(values);
 }
 
@@ -81,7 +85,8 @@ const E4m3Tables& e4m3_tables() {
   return tables;
 }
 
-// Adds the products of one chunk to every token's sums. `w`: 8 registers of bf16 pairs; `x` offset of the chunk in a row.
+// Adds the products of one chunk to every token's sums. `w`: 8 registers of bf16 pairs; `x` offset of the chunk in a
+// row.
 template <int M, bool Scaled>
 inline void multiply_chunk(const __m512i* w, __m512 scale, const uint8_t* const* rows, int64_t x, __m512* acc) {
 #pragma GCC unroll 12
@@ -322,7 +327,8 @@ float sum_factor(WeightFormat format, InputKind kind) {
 }  // namespace
 
 const IsaKernels& avx512_kernels() {
-  static const IsaKernels kernels = {Isa::kAvx512, "avx512", element, tile, sum_factor, prepare_row, quantize_record, gate_up, finish};
+  static const IsaKernels kernels = {Isa::kAvx512, "avx512",        element, tile,  sum_factor,
+                                     prepare_row,  quantize_record, gate_up, finish};
   return kernels;
 }
 

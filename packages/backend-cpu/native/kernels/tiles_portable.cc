@@ -1,4 +1,5 @@
-// Tile functions for every processor: codes are decoded by table, products are made 16 rows at a time in the compiler's vector types.
+// Tile functions for every processor: codes are decoded by table, products are made 16 rows at a time in the compiler's
+// vector types.
 #include "isa_kernels.h"
 
 namespace moe {
@@ -7,7 +8,8 @@ namespace {
 #include "lanes.inl"
 #include "row_operators.inl"
 
-constexpr float kE2m1[16] = {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
+constexpr float kE2m1[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
+                             -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
 
 struct E4m3Table {
   float values[256];
@@ -19,7 +21,8 @@ const E4m3Table& e4m3_table() {
     for (int code = 0; code < 256; ++code) {
       const int exponent = (code >> 3) & 15;
       const float fraction = static_cast<float>(exponent == 0 ? code & 7 : 8 + (code & 7));
-      const float magnitude = fraction * float_of(static_cast<uint32_t>((exponent == 0 ? 1 : exponent) - 10 + 127) << 23);
+      const float magnitude =
+          fraction * float_of(static_cast<uint32_t>((exponent == 0 ? 1 : exponent) - 10 + 127) << 23);
       const float value = (code & 127) == 127 ? float_of(0x7fc00000u) : magnitude;
       t.values[code] = code < 128 ? value : -value;
     }
@@ -108,7 +111,8 @@ void float_tile(const TileArgs& args, const uint8_t* const* rows, float* sums) {
     if constexpr (is_fp4(F)) {
       decode_fp4(block + kLine + within / kChunkColumns * 2 * kLine, chunk);
       for (int r = 0; r < kTileRows; ++r) {
-        scale[r] = F == WeightFormat::kNvfp4 ? e4m3_table().values[block[within / 16 * kTileRows + r]] : e8m0_value(block[within / 32 * kTileRows + r]);
+        scale[r] = F == WeightFormat::kNvfp4 ? e4m3_table().values[block[within / 16 * kTileRows + r]]
+                                             : e8m0_value(block[within / 32 * kTileRows + r]);
       }
     } else if constexpr (F == WeightFormat::kBf16) {
       decode_bf16(block, chunk);
@@ -120,7 +124,8 @@ void float_tile(const TileArgs& args, const uint8_t* const* rows, float* sums) {
     for (int m = 0; m < M; ++m) {
       if constexpr (F == WeightFormat::kFp8Block128) {
         float factor = args.block_scales[column / 128];
-        if constexpr (K == InputKind::kFp8Group128) factor *= reinterpret_cast<const float*>(rows[m] + args.row->scales)[column / 128];
+        if constexpr (K == InputKind::kFp8Group128)
+          factor *= reinterpret_cast<const float*>(rows[m] + args.row->scales)[column / 128];
         scale = splat(factor);
       }
       multiply_chunk(chunk, reinterpret_cast<const float*>(rows[m]) + column, scale, sums + m * kTileRows);
@@ -130,7 +135,8 @@ void float_tile(const TileArgs& args, const uint8_t* const* rows, float* sums) {
 
 template <int M>
 void nvfp4_integer_tile(const TileArgs& args, const uint8_t* const* rows, float* sums) {
-  // Whole numbers as the vector paths have them; as floats they are just as exact, and every processor multiplies floats well.
+  // Whole numbers as the vector paths have them; as floats they are just as exact, and every processor multiplies
+  // floats well.
   for (int m = 0; m < M; ++m) store_lanes(Lanes{}, sums + m * kTileRows);
   Chunk chunk;
   for (int64_t column = 0; column < args.columns; column += kChunkColumns) {
@@ -143,7 +149,8 @@ void nvfp4_integer_tile(const TileArgs& args, const uint8_t* const* rows, float*
       const int8_t* codes = reinterpret_cast<const int8_t*>(rows[m]) + column;
       const float input_scale = reinterpret_cast<const float*>(rows[m] + args.row->scales)[column / 16];
       Lanes partial = {};
-      for (int k = 0; k < kChunkColumns; ++k) partial += load_lanes(chunk.w[k]) * static_cast<float>(codes[(k & 8) + kNvfp4Place[k & 7]]);
+      for (int k = 0; k < kChunkColumns; ++k)
+        partial += load_lanes(chunk.w[k]) * static_cast<float>(codes[(k & 8) + kNvfp4Place[k & 7]]);
       store_lanes(load_lanes(sums + m * kTileRows) + partial * (weight_scale * input_scale), sums + m * kTileRows);
     }
   }
@@ -191,7 +198,8 @@ float sum_factor(WeightFormat, InputKind kind) { return kind == InputKind::kNvfp
 }  // namespace
 
 const IsaKernels& portable_kernels() {
-  static const IsaKernels kernels = {Isa::kPortable, "portable", element, tile, sum_factor, prepare_row, quantize_record, gate_up, finish};
+  static const IsaKernels kernels = {Isa::kPortable, "portable",      element, tile,  sum_factor,
+                                     prepare_row,    quantize_record, gate_up, finish};
   return kernels;
 }
 

@@ -1,4 +1,5 @@
-// Tests of the kernels that need no Node: every weight format, input kind and instruction set of this machine, against reference.h.
+// Tests of the kernels that need no Node: every weight format, input kind and instruction set of this machine, against
+// reference.h.
 #include <cstdio>
 #include <string>
 
@@ -52,8 +53,8 @@ std::vector<float> random_rows(int64_t rows, int64_t columns, std::mt19937& rand
   return x;
 }
 
-std::vector<float> run_linear(const moe_kernel& kernel, const std::vector<float>& x, int64_t tokens, int64_t columns, int64_t rows,
-                              const ThreadPool& pool, bool accumulate = false) {
+std::vector<float> run_linear(const moe_kernel& kernel, const std::vector<float>& x, int64_t tokens, int64_t columns,
+                              int64_t rows, const ThreadPool& pool, bool accumulate = false) {
   std::vector<float> output(static_cast<size_t>(tokens * rows), 1.0f);
   moe_linear_args args{};
   args.size = sizeof(args);
@@ -79,7 +80,8 @@ void test_pack(WeightFormat format, int64_t rows, int64_t columns) {
   std::vector<uint8_t> codes(m.codes.size());
   std::vector<uint8_t> scales(m.scale_codes.size());
   weights->unpack(0, codes.data(), scales.empty() ? nullptr : scales.data());
-  check(codes == m.codes && scales == m.scale_codes, std::string("unpack restores every bit of ") + kFormats[static_cast<int>(format)]);
+  check(codes == m.codes && scales == m.scale_codes,
+        std::string("unpack restores every bit of ") + kFormats[static_cast<int>(format)]);
 }
 
 void test_nan_is_refused() {
@@ -110,7 +112,8 @@ void test_linear(const IsaKernels& isa, WeightFormat format, InputKind input, in
   std::vector<double> want;
   for (int64_t t = 0; t < kTokens; ++t) {
     for (size_t i = 0; i < 2; ++i) {
-      const std::vector<double> q = quantized_input(x.data() + t * columns, columns, input, isa.element(format, input), scales[i]);
+      const std::vector<double> q =
+          quantized_input(x.data() + t * columns, columns, input, isa.element(format, input), scales[i]);
       for (int64_t n = 0; n < rows[i]; ++n) {
         double sum = modules[i].bias[static_cast<size_t>(n)];
         for (int64_t k = 0; k < columns; ++k) sum += q[static_cast<size_t>(k)] * modules[i].value(n, k);
@@ -119,7 +122,8 @@ void test_linear(const IsaKernels& isa, WeightFormat format, InputKind input, in
     }
   }
   const double error = relative_error(y, want);
-  check(error < 1e-5, describe(isa, format, input) + " linear K=" + std::to_string(columns) + " error " + std::to_string(error));
+  check(error < 1e-5,
+        describe(isa, format, input) + " linear K=" + std::to_string(columns) + " error " + std::to_string(error));
   const std::vector<float> added = run_linear(kernel, x, kTokens, columns, total, pool, true);
   bool equal = true;
   for (size_t i = 0; i < y.size(); ++i) equal = equal && added[i] == 1.0f + y[i];
@@ -135,7 +139,8 @@ void test_linear(const IsaKernels& isa, WeightFormat format, InputKind input, in
 
 double silu(double g) { return g / (1 + std::exp(-g)); }
 
-void test_experts(const IsaKernels& isa, WeightFormat format, InputKind input, bool equal_scales, const ThreadPool& pool) {
+void test_experts(const IsaKernels& isa, WeightFormat format, InputKind input, bool equal_scales,
+                  const ThreadPool& pool) {
   std::mt19937 random(99 + static_cast<uint32_t>(format));
   constexpr int64_t kTokens = 19;
   constexpr int64_t kHidden = 160;
@@ -143,12 +148,14 @@ void test_experts(const IsaKernels& isa, WeightFormat format, InputKind input, b
   constexpr int64_t kExperts = 5;
   constexpr int32_t kTopK = 3;
   std::vector<RandomMatrix> m;
-  const auto weights = PackedWeights::for_experts({format, kIntermediate, kHidden, true}, {format, kHidden, kIntermediate, true}, kExperts);
+  const auto weights = PackedWeights::for_experts({format, kIntermediate, kHidden, true},
+                                                  {format, kHidden, kIntermediate, true}, kExperts);
   std::vector<float> scales;
   for (size_t i = 0; i < kExperts * 3; ++i) {
     const bool down = i % 3 == 2;
     m.push_back(random_matrix({format, down ? kHidden : kIntermediate, down ? kIntermediate : kHidden, true}, random));
-    for (float& f : m.back().row_factors) f *= format == WeightFormat::kNvfp4 ? 1e-3f : format == WeightFormat::kFp8 ? 1e-2f : 0.1f;
+    for (float& f : m.back().row_factors)
+      f *= format == WeightFormat::kNvfp4 ? 1e-3f : format == WeightFormat::kFp8 ? 1e-2f : 0.1f;
     if (format == WeightFormat::kFp8Block128) {
       for (float& f : m.back().row_factors) f = 1;
       for (float& f : m.back().block_scales) f *= 1e-2f;
@@ -205,13 +212,17 @@ void test_experts(const IsaKernels& isa, WeightFormat format, InputKind input, b
       }
       const auto down_in = quantized_input(h.data(), kIntermediate, input, element, scales[base + 2]);
       for (int64_t n = 0; n < kHidden; ++n) {
-        want[static_cast<size_t>(t * kHidden + n)] += topk_weights[static_cast<size_t>(t * kTopK + j)] * product(base + 2, down_in, n);
+        want[static_cast<size_t>(t * kHidden + n)] +=
+            topk_weights[static_cast<size_t>(t * kTopK + j)] * product(base + 2, down_in, n);
       }
     }
   }
-  // A sum that lands beside a rounding boundary of the intermediate moves one value by a step: 2^-9, or half of that on average.
+  // A sum that lands beside a rounding boundary of the intermediate moves one value by a step: 2^-9, or half of that on
+  // average.
   const double error = relative_error(y, want);
-  const double bound = input == InputKind::kNvfp4 ? 0.03 : input == InputKind::kFloat && element == Element::kF32 ? 1e-5 : 0.004;
+  const double bound = input == InputKind::kNvfp4                               ? 0.03
+                       : input == InputKind::kFloat && element == Element::kF32 ? 1e-5
+                                                                                : 0.004;
   check(error < bound, describe(isa, format, input) + " experts error " + std::to_string(error));
   bool equal = true;
   for (int64_t t = 0; t < kTokens; ++t) {
@@ -231,8 +242,8 @@ int main() {
   ThreadPool pool(3);
   int pairs = 0;
   test_nan_is_refused();
-  for (const WeightFormat format : {WeightFormat::kNvfp4, WeightFormat::kMxfp4, WeightFormat::kFp8, WeightFormat::kFp8Block128,
-                                    WeightFormat::kBf16, WeightFormat::kF16}) {
+  for (const WeightFormat format : {WeightFormat::kNvfp4, WeightFormat::kMxfp4, WeightFormat::kFp8,
+                                    WeightFormat::kFp8Block128, WeightFormat::kBf16, WeightFormat::kF16}) {
     test_pack(format, 40, 96);
     test_pack(format, 129, 416);
     if (!is_fp4(format)) test_pack(format, 7, 19);
@@ -242,8 +253,8 @@ int main() {
         std::printf("skipped: this processor has no %s\n", isa == Isa::kAvx2 ? "AVX2" : "AVX-512 with BF16");
         continue;
       }
-      for (const InputKind input :
-           {InputKind::kFloat, InputKind::kNvfp4, InputKind::kFp8Static, InputKind::kFp8Token, InputKind::kFp8Group128}) {
+      for (const InputKind input : {InputKind::kFloat, InputKind::kNvfp4, InputKind::kFp8Static, InputKind::kFp8Token,
+                                    InputKind::kFp8Group128}) {
         if (kernels->tile(format, input, 1) == nullptr) continue;
         ++pairs;
         test_linear(*kernels, format, input, 416, pool);

@@ -25,7 +25,8 @@ inline double e4m3(int code) {
 
 inline double f16(uint16_t half) {
   const int exponent = (half >> 10) & 31;
-  const double magnitude = exponent == 0 ? std::ldexp(half & 1023, -24) : std::ldexp(1024 + (half & 1023), exponent - 25);
+  const double magnitude =
+      exponent == 0 ? std::ldexp(half & 1023, -24) : std::ldexp(1024 + (half & 1023), exponent - 25);
   return half & 0x8000 ? -magnitude : magnitude;
 }
 
@@ -80,7 +81,8 @@ struct RandomMatrix {
       case WeightFormat::kNvfp4:
       case WeightFormat::kMxfp4: {
         const int code = codes[row * (k / 2) + column / 2] >> (column % 2 * 4) & 15;
-        if (shape.format == WeightFormat::kNvfp4) return e2m1(code) * e4m3(scale_codes[row * (k / 16) + column / 16]) * factor;
+        if (shape.format == WeightFormat::kNvfp4)
+          return e2m1(code) * e4m3(scale_codes[row * (k / 16) + column / 16]) * factor;
         return std::ldexp(e2m1(code), scale_codes[row * (k / 32) + column / 32] - 127) * factor;
       }
       case WeightFormat::kFp8:
@@ -103,7 +105,8 @@ inline RandomMatrix random_matrix(const MatrixShape& shape, std::mt19937& random
   const auto fill16 = [&](bool half) {
     for (size_t i = 0; i < count; ++i) {
       const float x = normal(random);
-      // Any pattern with a moderate exponent is a fine half: sign, exponents 8 to 15, all fractions; some are subnormal.
+      // Any pattern with a moderate exponent is a fine half: sign, exponents 8 to 15, all fractions; some are
+      // subnormal.
       const uint16_t bits = !half ? to_bf16(x) : i % 17 == 0 ? random() & 0x83ff : (random() & 0x9fff) | 0x2000;
       m.codes.push_back(static_cast<uint8_t>(bits));
       m.codes.push_back(static_cast<uint8_t>(bits >> 8));
@@ -129,14 +132,16 @@ inline RandomMatrix random_matrix(const MatrixShape& shape, std::mt19937& random
     fill16(shape.format == WeightFormat::kF16);
   }
   for (int64_t r = 0; r < shape.rows; ++r) {
-    m.row_factors.push_back(shape.format == WeightFormat::kFp8Block128 ? 1.0f : 0.01f * static_cast<float>(1 + random() % 50));
+    m.row_factors.push_back(shape.format == WeightFormat::kFp8Block128 ? 1.0f
+                                                                       : 0.01f * static_cast<float>(1 + random() % 50));
     m.bias.push_back(normal(random));
   }
   return m;
 }
 
 // What an input row stands for once it is quantized, or rounded to bf16, as the kernel's kind says; docs/numerics.md.
-inline std::vector<double> quantized_input(const float* x, int64_t columns, InputKind kind, Element element, float scale) {
+inline std::vector<double> quantized_input(const float* x, int64_t columns, InputKind kind, Element element,
+                                           float scale) {
   std::vector<double> out(static_cast<size_t>(columns));
   const auto fp8 = [&](int64_t begin, int64_t end, float s) {
     for (int64_t k = begin; k < end; ++k) {
@@ -151,7 +156,8 @@ inline std::vector<double> quantized_input(const float* x, int64_t columns, Inpu
   };
   switch (kind) {
     case InputKind::kFloat:
-      for (int64_t k = 0; k < columns; ++k) out[static_cast<size_t>(k)] = element == Element::kBf16 ? bf16(to_bf16(x[k])) : x[k];
+      for (int64_t k = 0; k < columns; ++k)
+        out[static_cast<size_t>(k)] = element == Element::kBf16 ? bf16(to_bf16(x[k])) : x[k];
       break;
     case InputKind::kNvfp4:
       for (int64_t g = 0; g < columns; g += 16) {

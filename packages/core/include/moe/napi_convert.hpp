@@ -52,8 +52,8 @@ inline int64_t get_int(Napi::Value value, const char* name, int64_t min = std::n
                        int64_t max = std::numeric_limits<int32_t>::max()) {
   const double number = value.IsNumber() ? value.As<Napi::Number>().DoubleValue() : std::nan("");
   if (!(number >= static_cast<double>(min) && number <= static_cast<double>(max)) || number != std::floor(number)) {
-    throw Napi::TypeError::New(value.Env(), std::string(name) + " must be a whole number from " + std::to_string(min) + " to " +
-                                                std::to_string(max));
+    throw Napi::TypeError::New(value.Env(), std::string(name) + " must be a whole number from " + std::to_string(min) +
+                                                " to " + std::to_string(max));
   }
   return static_cast<int64_t>(number);
 }

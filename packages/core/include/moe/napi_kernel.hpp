@@ -1,6 +1,6 @@
 /*
- * How a moe_kernel crosses JavaScript: as an External with the type tag of abi.h. A backend's addon wraps, the engine's addon
- * unwraps. Needs node-addon-api and NAPI_VERSION >= 8 (type tags on Externals: Node.js 18.16 and later).
+ * How a moe_kernel crosses JavaScript: as an External with the type tag of abi.h. A backend's addon wraps, the engine's
+ * addon unwraps. Needs node-addon-api and NAPI_VERSION >= 8 (type tags on Externals: Node.js 18.16 and later).
  */
 #ifndef MOE_NAPI_KERNEL_HPP_
 #define MOE_NAPI_KERNEL_HPP_
@@ -35,8 +35,8 @@ inline void release_kernel(moe_kernel* kernel) {
 }  // namespace detail
 
 /*
- * Takes ownership of `kernel.self`: `kernel.destroy` runs when the External is collected or when `dispose_kernel` is called,
- * whichever is first. `kernel.name` must live as long as `self` does.
+ * Takes ownership of `kernel.self`: `kernel.destroy` runs when the External is collected or when `dispose_kernel` is
+ * called, whichever is first. `kernel.name` must live as long as `self` does.
  */
 inline Napi::Value wrap_kernel(Napi::Env env, const moe_kernel& kernel) {
   auto* owned = new moe_kernel(kernel);
@@ -61,8 +61,8 @@ inline Napi::Value wrap_kernel(Napi::Env env, const moe_kernel& kernel) {
 /*
  * The kernel inside `value`. The pointer is good for as long as JavaScript keeps the External.
  *
- * Throws a TypeError for anything but such an External, for a kernel of another ABI version (both versions are named), and
- * for one that was disposed.
+ * Throws a TypeError for anything but such an External, for a kernel of another ABI version (both versions are named),
+ * and for one that was disposed.
  */
 inline moe_kernel* unwrap_kernel(Napi::Env env, Napi::Value value) {
   bool tagged = false;

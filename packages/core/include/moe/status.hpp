@@ -20,14 +20,13 @@ inline moe_error make_error() {
 }
 
 /*
- * Writes a printf-style message into `error` (may be null), cut to what fits in the caller's struct, and returns `status`, so
- * that a kernel can say `return fail(error, MOE_INVALID_ARGUMENT, ...)`.
+ * Writes a printf-style message into `error` (may be null), cut to what fits in the caller's struct, and returns
+ * `status`, so that a kernel can say `return fail(error, MOE_INVALID_ARGUMENT, ...)`.
  */
 #if defined(__GNUC__)
 __attribute__((format(printf, 3, 4)))
 #endif
-inline int32_t
-fail(moe_error* error, moe_status status, const char* format, ...) {
+inline int32_t fail(moe_error* error, moe_status status, const char* format, ...) {
   if (error != nullptr && error->size > offsetof(moe_error, message)) {
     size_t capacity = error->size - offsetof(moe_error, message);
     if (capacity > sizeof(error->message)) capacity = sizeof(error->message);
@@ -40,10 +39,10 @@ fail(moe_error* error, moe_status status, const char* format, ...) {
 }
 
 /* True when the struct's creator knew `member`: fields may have been added to it since. */
-#define MOE_HAS_FIELD(pointer, member)                                                  \
-  ((pointer)->size >= static_cast<uint32_t>(reinterpret_cast<const char*>(&(pointer)->member) - \
-                                            reinterpret_cast<const char*>(pointer)) +  \
-                          sizeof((pointer)->member))
+#define MOE_HAS_FIELD(pointer, member)                                                                                 \
+  ((pointer)->size >=                                                                                                  \
+   static_cast<uint32_t>(reinterpret_cast<const char*>(&(pointer)->member) - reinterpret_cast<const char*>(pointer)) + \
+       sizeof((pointer)->member))
 
 }  // namespace moe
 
