@@ -1,7 +1,10 @@
 // Tile functions for processors with AVX2, FMA and F16C (Haswell and later, Zen and later).
 //
-// Sixteen registers hold eight rows at a time: a tile is worked on in two halves of 8 rows. One decoded column serves
-// up to six tokens; inputs are f32. With more tokens the half is walked again, which costs decoding but changes no sum.
+// Sixteen registers hold eight rows at a time: a tile is worked on in two halves of 8 rows. Decoded columns serve four
+// or six tokens; inputs are f32. With more tokens the half is walked again, which costs decoding but changes no sum.
+//
+// Four- and eight-bit codes become half-precision numbers by byte operations, two columns of each row side by side, and
+// vcvtph2ps makes floats of them: the sums of even and of odd columns run in neighbouring lanes and meet at the end.
 #include <immintrin.h>
 
 #include "isa_kernels.h"
@@ -13,7 +16,6 @@ namespace {
 #include "row_operators.inl"
 
 constexpr int kHalfRows = 8;
-constexpr int kTokensAtOnce = 6;
 
 inline __m256i load(const uint8_t* data) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(data)); }
 
@@ -45,70 +47,102 @@ inline void multiply_column(__m256 w, const float* const* x, int64_t column, __m
   for (int m = 0; m < M; ++m) partial[m] = _mm256_fmadd_ps(w, _mm256_broadcast_ss(x[m] + column), partial[m]);
 }
 
-// Decoders: `chunk` multiplies the 16 columns of one chunk and one half (0 or 1: rows 0-7 or 8-15) into `partial`.
+// The same for two columns of eight rows: `halves` has rows 0-3 in its low lane and rows 4-7 in its high lane, each as
+// pairs of columns in half precision. Tokens have two registers each.
+template <int M>
+inline void multiply_columns(__m256i halves, const float* const* x, int64_t column, __m256* partial) {
+  const __m256 low = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
+  const __m256 high = _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1));
+#pragma GCC unroll 4
+  for (int m = 0; m < M; ++m) {
+    double both;
+    __builtin_memcpy(&both, x[m] + column, 8);
+    const __m256 pair = _mm256_castpd_ps(_mm256_set1_pd(both));
+    partial[2 * m] = _mm256_fmadd_ps(low, pair, partial[2 * m]);
+    partial[2 * m + 1] = _mm256_fmadd_ps(high, pair, partial[2 * m + 1]);
+  }
+}
+
+// Decoders. `chunk` multiplies the 16 columns of one chunk and one half (0 or 1: rows 0-7 or 8-15) into kParts
+// registers per token; `scale` gives the factors of these registers; `combine` makes one register of eight rows of
+// them.
+
+struct Paired {
+  static constexpr int kParts = 2;
+  static constexpr int kTokensAtOnce = 4;
+  static inline __m256 combine(const __m256* acc) {
+    // Rows 0 1 4 5 and 2 3 6 7 in the two lanes.
+    const __m256 sums = _mm256_hadd_ps(acc[0], acc[1]);
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(sums), 0xd8));
+  }
+};
+
+struct Single {
+  static constexpr bool kScaled = false;
+  static constexpr int kParts = 1;
+  static constexpr int kTokensAtOnce = 6;
+  static inline __m256 combine(const __m256* acc) { return acc[0]; }
+  static inline void scale(const TileArgs&, int64_t, int, __m256* factors) { factors[0] = _mm256_set1_ps(1.0f); }
+};
 
 template <WeightFormat F>
-struct Fp4 {
+struct Fp4 : Paired {
   static constexpr bool kScaled = true;
   template <int M>
   static inline void chunk(const TileArgs& args, int64_t column, int half, const float* const* x, __m256* partial) {
-    const __m256 table = _mm256_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f);
-    const __m256i sign = _mm256_set1_epi32(static_cast<int32_t>(0x80000000u));
+    // The high bytes of the e2m1 values in half precision; the low bytes are zero.
+    const __m256i table = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0x00, 0x38, 0x3c, 0x3e, 0x40, 0x42, 0x44, 0x46, static_cast<char>(0x80), static_cast<char>(0xb8),
+                      static_cast<char>(0xbc), static_cast<char>(0xbe), static_cast<char>(0xc0),
+                      static_cast<char>(0xc2), static_cast<char>(0xc4), static_cast<char>(0xc6)));
+    const __m256i nibble = _mm256_set1_epi8(15);
+    const __m256i high_bytes = _mm256_set1_epi16(static_cast<short>(0xff00));
     const uint8_t* codes =
         args.tile + column / block_columns(F) * block_bytes(F) + kLine + column % block_columns(F) * 8 + half * 32;
 #pragma GCC unroll 2
     for (int v = 0; v < 2; ++v) {
       const __m256i lanes = load(codes + v * kLine);
-#pragma GCC unroll 8
-      for (int k = 0; k < 8; ++k) {
-        // Column 2j is nibble j, column 2j+1 nibble 4+j. vpermps reads three bits of an index; the fourth is the sign.
-        const int shift = 4 * (k / 2 + k % 2 * 4);
-        const __m256 magnitude = _mm256_permutevar8x32_ps(table, _mm256_srli_epi32(lanes, shift));
-        const __m256i minus = _mm256_and_si256(_mm256_slli_epi32(lanes, 28 - shift), sign);
-        multiply_column<M>(_mm256_xor_ps(magnitude, _mm256_castsi256_ps(minus)), x, column + 8 * v + k, partial);
-      }
+      // Per row, columns 0 4 1 5 of 8 and 2 6 3 7.
+      const __m256i first = _mm256_shuffle_epi8(table, _mm256_and_si256(lanes, nibble));
+      const __m256i second = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(lanes, 4), nibble));
+      const int64_t k = column + 8 * v;
+      multiply_columns<M>(_mm256_slli_epi16(first, 8), x, k, partial);
+      multiply_columns<M>(_mm256_slli_epi16(second, 8), x, k + 2, partial);
+      multiply_columns<M>(_mm256_and_si256(first, high_bytes), x, k + 4, partial);
+      multiply_columns<M>(_mm256_and_si256(second, high_bytes), x, k + 6, partial);
     }
   }
-  static inline __m256 scale(const TileArgs& args, int64_t column, int half) {
-    const uint8_t* block = args.tile + column / block_columns(F) * block_bytes(F);
+  static inline void scale(const TileArgs& args, int64_t column, int half, __m256* factors) {
+    const uint8_t* block = args.tile + column / block_columns(F) * block_bytes(F) + half * kHalfRows;
     const int64_t within = column % block_columns(F);
-    if constexpr (F == WeightFormat::kNvfp4)
-      return decode_e4m3_scales(block + within / 16 * kTileRows + half * kHalfRows);
-    return decode_e8m0_scales(block + within / 32 * kTileRows + half * kHalfRows);
+    const __m256 rows = F == WeightFormat::kNvfp4 ? decode_e4m3_scales(block + within / 16 * kTileRows)
+                                                  : decode_e8m0_scales(block + within / 32 * kTileRows);
+    factors[0] = _mm256_permutevar8x32_ps(rows, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
+    factors[1] = _mm256_permutevar8x32_ps(rows, _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7));
   }
 };
 
 template <bool Blocks>
-struct Fp8 {
+struct Fp8 : Paired {
   static constexpr bool kScaled = Blocks;
   template <int M>
   static inline void chunk(const TileArgs& args, int64_t column, int half, const float* const* x, __m256* partial) {
-    // Two columns of four rows per 128-bit lane into the high bytes of words: first column in words 0-3, second in 4-7.
-    const __m256i first =
-        _mm256_broadcastsi128_si256(_mm_setr_epi8(-1, 0, -1, 2, -1, 4, -1, 6, -1, 1, -1, 3, -1, 5, -1, 7));
-    const __m256i second =
-        _mm256_broadcastsi128_si256(_mm_setr_epi8(-1, 8, -1, 10, -1, 12, -1, 14, -1, 9, -1, 11, -1, 13, -1, 15));
     const uint8_t* codes = args.tile + column * kTileRows + half * 32;
+    const __m256i zero = _mm256_setzero_si256();
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
       const __m256i bytes = load(codes + v * kLine);
-#pragma GCC unroll 2
-      for (int pair = 0; pair < 2; ++pair) {
-        const __m256i words = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(bytes, pair == 0 ? first : second), 0xd8);
-        const __m256i halves = half_bits(words);
-        const int64_t k = column + 4 * v + 2 * pair;
-        multiply_column<M>(_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), x, k, partial);
-        multiply_column<M>(_mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1)), x, k + 1, partial);
-      }
+      const int64_t k = column + 4 * v;
+      multiply_columns<M>(half_bits(_mm256_unpacklo_epi8(zero, bytes)), x, k, partial);
+      multiply_columns<M>(half_bits(_mm256_unpackhi_epi8(zero, bytes)), x, k + 2, partial);
     }
   }
-  static inline __m256 scale(const TileArgs& args, int64_t column, int) {
-    return _mm256_set1_ps(args.block_scales[column / 128]);
+  static inline void scale(const TileArgs& args, int64_t column, int, __m256* factors) {
+    factors[0] = factors[1] = _mm256_set1_ps(args.block_scales[column / 128]);
   }
 };
 
-struct Bf16 {
-  static constexpr bool kScaled = false;
+struct Bf16 : Single {
   template <int M>
   static inline void chunk(const TileArgs& args, int64_t column, int half, const float* const* x, __m256* partial) {
     const uint8_t* values = args.tile + column * 32 + half * 32;
@@ -120,11 +154,9 @@ struct Bf16 {
       multiply_column<M>(_mm256_castsi256_ps(_mm256_and_si256(lanes, high)), x, column + 2 * i + 1, partial);
     }
   }
-  static inline __m256 scale(const TileArgs&, int64_t, int) { return _mm256_set1_ps(1.0f); }
 };
 
-struct F16 {
-  static constexpr bool kScaled = false;
+struct F16 : Single {
   template <int M>
   static inline void chunk(const TileArgs& args, int64_t column, int half, const float* const* x, __m256* partial) {
     const uint8_t* values = args.tile + column * 32 + half * 16;
@@ -134,46 +166,48 @@ struct F16 {
       multiply_column<M>(w, x, column + k, partial);
     }
   }
-  static inline __m256 scale(const TileArgs&, int64_t, int) { return _mm256_set1_ps(1.0f); }
 };
 
 template <typename Decoder, bool InputScaled, int M>
 void float_half(const TileArgs& args, const uint8_t* const* rows, int half, float* sums) {
+  constexpr int kParts = Decoder::kParts;
   const float* x[M];
   for (int m = 0; m < M; ++m) x[m] = reinterpret_cast<const float*>(rows[m]);
-  __m256 acc[M];
-  for (int m = 0; m < M; ++m) acc[m] = _mm256_setzero_ps();
+  __m256 acc[M * kParts];
+  for (int i = 0; i < M * kParts; ++i) acc[i] = _mm256_setzero_ps();
   for (int64_t column = 0; column < args.columns; column += kChunkColumns) {
-    __m256 partial[M];
-#pragma GCC unroll 6
-    for (int m = 0; m < M; ++m) partial[m] = _mm256_setzero_ps();
+    __m256 partial[M * kParts];
+#pragma GCC unroll 8
+    for (int i = 0; i < M * kParts; ++i) partial[i] = _mm256_setzero_ps();
     Decoder::template chunk<M>(args, column, half, x, partial);
     if constexpr (!Decoder::kScaled) {
-#pragma GCC unroll 6
-      for (int m = 0; m < M; ++m) acc[m] = _mm256_add_ps(acc[m], partial[m]);
+#pragma GCC unroll 8
+      for (int i = 0; i < M * kParts; ++i) acc[i] = _mm256_add_ps(acc[i], partial[i]);
     } else {
-      const __m256 scale = Decoder::scale(args, column, half);
-#pragma GCC unroll 6
-      for (int m = 0; m < M; ++m) {
-        __m256 factor = scale;
+      __m256 factors[kParts];
+      Decoder::scale(args, column, half, factors);
+#pragma GCC unroll 8
+      for (int i = 0; i < M * kParts; ++i) {
+        __m256 factor = factors[i % kParts];
         if constexpr (InputScaled) {
-          const float* group = reinterpret_cast<const float*>(rows[m] + args.row->scales) + column / 128;
-          factor = _mm256_mul_ps(scale, _mm256_broadcast_ss(group));
+          const float* group = reinterpret_cast<const float*>(rows[i / kParts] + args.row->scales) + column / 128;
+          factor = _mm256_mul_ps(factor, _mm256_broadcast_ss(group));
         }
-        acc[m] = _mm256_fmadd_ps(partial[m], factor, acc[m]);
+        acc[i] = _mm256_fmadd_ps(partial[i], factor, acc[i]);
       }
     }
   }
-  for (int m = 0; m < M; ++m) _mm256_storeu_ps(sums + m * kTileRows + half * kHalfRows, acc[m]);
+  for (int m = 0; m < M; ++m) {
+    _mm256_storeu_ps(sums + m * kTileRows + half * kHalfRows, Decoder::combine(acc + m * kParts));
+  }
 }
 
 template <typename Decoder, bool InputScaled, int M>
 void float_tile(const TileArgs& args, const uint8_t* const* rows, float* sums) {
-  constexpr int kFirst = M < kTokensAtOnce ? M : kTokensAtOnce;
-  for (int half = 0; half < 2; ++half) {
-    float_half<Decoder, InputScaled, kFirst>(args, rows, half, sums);
-    if constexpr (M > kFirst)
-      float_half<Decoder, InputScaled, M - kFirst>(args, rows + kFirst, half, sums + kFirst * kTileRows);
+  constexpr int kFirst = M < Decoder::kTokensAtOnce ? M : Decoder::kTokensAtOnce;
+  for (int half = 0; half < 2; ++half) float_half<Decoder, InputScaled, kFirst>(args, rows, half, sums);
+  if constexpr (M > kFirst) {
+    float_tile<Decoder, InputScaled, M - kFirst>(args, rows + kFirst, sums + kFirst * kTileRows);
   }
 }
 
