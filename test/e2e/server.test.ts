@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs';
 import { expect } from 'chai';
 import { fixtureFolder, pocketDictionary } from '@moe-server/test-kit';
 import { events, eventually, metric, moeServer, nativeProblem, post, startServer } from './server-process.js';
@@ -199,6 +200,16 @@ describe('moe-server start', function () {
     expect(received.at(-1)).to.equal('[DONE]');
     expect(received.at(-2)).to.contain('shutting down');
     expect(await stopped.exited).to.equal(0);
+  });
+
+  it('takes its engine with it when it is killed', async function () {
+    if (process.platform !== 'linux') this.skip();
+    const killed = await startServer();
+    const pid = killed.enginePid();
+    if (pid === undefined) throw new Error('the server has no engine process');
+    killed.process.kill('SIGKILL');
+    await killed.exited;
+    await eventually(() => Promise.resolve(!existsSync(`/proc/${String(pid)}`)));
   });
 
   it('refuses an architecture that cannot run, naming it and those that can', async function () {

@@ -1,9 +1,44 @@
+import { readFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import type { AddressInfo } from 'node:net';
+import { basename, join } from 'node:path';
 import { expect } from 'chai';
-import { pocketDictionary } from '@moe-server/test-kit';
+import { fixtureFolders, pocketDictionary } from '@moe-server/test-kit';
 import { run } from '../src/cli.js';
 import { exitStatus } from '../src/exit-status.js';
+
+interface PlannedLayer {
+  readonly name: string;
+  readonly kind: 'moe' | 'linear';
+  readonly scheme: string;
+  readonly experts?: readonly number[];
+}
+
+interface Reference {
+  readonly family: string;
+  readonly schemes: Readonly<Record<string, string>>;
+}
+
+/** The names that reference.json uses; a module it does not list is bf16. */
+const schemeNames: Readonly<Record<string, string>> = {
+  nvfp4: 'nvfp4.w4a4',
+  nvfp4_a16: 'nvfp4.w4a16',
+  fp8: 'fp8.tensor.static',
+  fp8_chan: 'fp8.channel',
+  fp8_block: 'fp8.block128',
+};
+
+/** A module of the checkpoint for everything that the layer holds: one projection per expert, one of those that a fused linear joins. */
+function modulesOf({ name, kind, experts = [] }: PlannedLayer): string[] {
+  if (kind === 'moe') return experts.map((expert) => `${name.replace(/#.*/, '')}.${String(expert)}.gate_proj`);
+  return [name.replace('.qkv_proj', '.q_proj').replace('.gate_up_proj', '.gate_proj')];
+}
+
+function expectedScheme({ family, schemes }: Reference, module: string): string {
+  const listed = schemes[module] ?? schemes[module.replace(/\.experts\..*/, '.experts.*')];
+  if (listed !== undefined) return schemeNames[listed] ?? listed;
+  return family === 'gpt_oss' && module.includes('.experts.') ? 'mxfp4.w4a16' : 'bf16';
+}
 
 async function moeServer(...args: string[]): Promise<{ status: number; out: string; err: string }> {
   let out = '';
@@ -80,6 +115,17 @@ describe('moe-server', function () {
     expect(plan.assumesBuilt).to.equal(true);
     expect(plan.layers.find(({ name }) => name === 'model.layers.1.mlp.experts')?.scheme).to.equal('nvfp4.w4a4');
   });
+
+  for (const folder of fixtureFolders()) {
+    it(`names the scheme of every layer of ${basename(folder)}`, async () => {
+      const { status, out } = await moeServer('plan', '--model', folder, '--as', 'cpu-avx2', '--json');
+      const { layers } = JSON.parse(out) as { layers: PlannedLayer[] };
+      const reference = JSON.parse(readFileSync(join(folder, 'reference.json'), 'utf8')) as Reference;
+      expect(status).to.equal(exitStatus.ok);
+      for (const layer of layers)
+        for (const module of modulesOf(layer)) expect(layer.scheme, module).to.equal(expectedScheme(reference, module));
+    });
+  }
 
   it('explains every refusal for a device that nothing serves, with status 2', async () => {
     const { status, out } = await moeServer('plan', '--model', pocketDictionary, '--as', 'gb10', '--explain');
