@@ -27,6 +27,7 @@ import {
   stepLimitsFor,
 } from '@moe-server/engine';
 import type { Device, KvCacheChoice, LoadedModel, LoadProgress, ModelConfig } from '@moe-server/engine';
+import { options } from './config/options.js';
 import { discoverPlugins, importPlugin } from './discover-plugins.js';
 import type { PluginCandidate } from './discover-plugins.js';
 import type { ModelInfo } from './engine-protocol.js';
@@ -113,12 +114,12 @@ export interface LoadedPlugins {
 }
 
 /** @throws {MoeError} MOE_PLUGIN_… for a plugin that was named and cannot be used. */
-export async function loadPlugins(options: PluginOptions & DeviceOptions, log: Logger = silentLogger): Promise<LoadedPlugins> {
+export async function loadPlugins(settings: PluginOptions & DeviceOptions, log: Logger = silentLogger): Promise<LoadedPlugins> {
   const host = createPluginHost({ logger: log });
   const problems: string[] = [];
-  const discovery = { directory: options.directory ?? process.cwd(), named: options.plugin ?? [], isEnabled: options.plugins ?? true };
+  const discovery = { directory: settings.directory ?? process.cwd(), named: settings.plugin ?? [], isEnabled: settings.plugins ?? true };
   // The reference device runs plain functions only; a built-in plugin with native kernels would take its layers for nothing.
-  const builtIn = options.device === 'reference' ? [] : builtInPlugins;
+  const builtIn = settings.device === 'reference' ? [] : builtInPlugins;
   const candidates: PluginCandidate[] = [
     ...builtIn.map((source) => ({ source, url: source, isRequired: false })),
     ...discoverPlugins(discovery, builtInPlugins),
@@ -132,7 +133,7 @@ export async function loadPlugins(options: PluginOptions & DeviceOptions, log: L
       log.warn({ plugin: candidate.source, err: thrown }, 'plugin cannot be used');
     }
   }
-  if (options.device === 'reference') {
+  if (settings.device === 'reference') {
     // Test equipment, not a plugin of the product: loaded only for the device that runs nothing else.
     const { referencePlugin } = await import('@moe-server/core/conformance');
     await loadPlugin(host, referencePlugin, '@moe-server/core/conformance');
@@ -146,36 +147,37 @@ export function createDevice({ device = 'cpu', threads }: DeviceOptions): Device
 }
 
 /** The device that a plan is for; where the native code is missing, what can be said of this machine without it. */
-export function describeThisDevice(options: DeviceOptions): { readonly info: DeviceInfo; readonly problem: string | undefined } {
-  const problem = options.device === 'reference' ? undefined : cpuDeviceProblem();
+export function describeThisDevice(settings: DeviceOptions): { readonly info: DeviceInfo; readonly problem: string | undefined } {
+  const problem = settings.device === 'reference' ? undefined : cpuDeviceProblem();
   if (problem === undefined) {
-    const device = createDevice(options);
+    const device = createDevice(settings);
     device.dispose();
     return { info: device.info, problem };
   }
   const architecture = process.arch === 'x64' || process.arch === 'arm64' ? process.arch : 'other';
-  const numThreads = options.threads ?? availableParallelism();
+  const numThreads = settings.threads ?? availableParallelism();
   return { info: { type: 'cpu', name: 'this processor', architecture, features: [], numThreads, memoryBytes: undefined }, problem };
 }
 
-/** Default of `--max-num-batched-tokens`. */
-const defaultBatchedTokens = 512;
+/** As on the command line. */
+const defaultBatchedTokens = options.maxNumBatchedTokens.default;
+const defaultNumSeqs = options.maxNumSeqs.default;
 
 /** Asks every backend about every layer. Reads nothing. */
 export function makePlan(
   host: PluginHost,
   description: ModelDescription,
   device: DeviceInfo,
-  options: PlanOptions,
+  settings: PlanOptions,
   assumeBuilt = false,
 ): Plan {
   return planWith(host, {
     layers: [...description.groups, ...description.linears],
     device,
-    maxNumTokens: options.maxNumBatchedTokens ?? defaultBatchedTokens,
+    maxNumTokens: settings.maxNumBatchedTokens ?? defaultBatchedTokens,
     assumeBuilt,
-    ...(options.preferences === undefined ? {} : { preferences: options.preferences }),
-    ...(options.numericsPolicy === undefined ? {} : { numerics: options.numericsPolicy }),
+    ...(settings.preferences === undefined ? {} : { preferences: settings.preferences }),
+    ...(settings.numericsPolicy === undefined ? {} : { numerics: settings.numericsPolicy }),
   });
 }
 
@@ -186,6 +188,13 @@ export function makePlan(
  */
 export async function createEngine(settings: EngineSettings, observer: EngineObserver = {}): Promise<ComposedEngine> {
   const { log = silentLogger, onPlugins, onPlan, onProgress, signal } = observer;
+  const { maxNumSeqs = defaultNumSeqs, maxNumBatchedTokens = defaultBatchedTokens } = settings;
+  if (maxNumSeqs > maxNumBatchedTokens) {
+    const message =
+      `--max-num-batched-tokens ${String(maxNumBatchedTokens)} is less than --max-num-seqs ${String(maxNumSeqs)}: every running sequence ` +
+      `needs a token of each step. Raise the one or lower the other.`;
+    throw new MoeError('MOE_USAGE', message, { maxNumSeqs, maxNumBatchedTokens });
+  }
   const { host, problems } = await loadPlugins(settings, log);
   onPlugins?.(host, problems);
   const checkpoint = await Checkpoint.open(settings.model);
@@ -199,7 +208,6 @@ export async function createEngine(settings: EngineSettings, observer: EngineObs
     requireServable(plan);
     onPlan?.(plan, description, config);
 
-    const { maxNumSeqs = 64, maxNumBatchedTokens = defaultBatchedTokens } = settings;
     const shape = {
       dtype: resolveKvCacheDType(settings.kvCacheDtype ?? 'auto', description.kvCacheScheme),
       numLayers: config.numLayers,

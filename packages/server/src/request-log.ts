@@ -9,6 +9,13 @@ const requestIdPattern = /^[\x21-\x7e]{1,128}$/;
 /** Paths that are asked every few seconds by machines; logged at debug. */
 const quietPaths: ReadonlySet<string> = new Set(['/health', '/live', '/ready', '/metrics']);
 
+/** Our faults with everything there is to know; the callers' with the sentence that they got. */
+function logFailure(log: Logger, line: object, error: unknown): void {
+  const { status, body } = toHttpFailure(error);
+  if (status >= 500 && status !== 503) log.error({ ...line, err: error }, 'request failed');
+  else log.info({ ...line, reason: body.error.message }, 'request');
+}
+
 /**
  * Gives every request an id (the caller's `x-request-id`, or a new one), sends it back, and writes one line when the answer has gone out or
  * the caller has. No prompt, no header and no query ends up in the log.
@@ -35,9 +42,9 @@ export function requestLog(log: Logger): Middleware {
         ms: Math.round(performance.now() - startedAt),
         ...(isAnswered ? {} : { aborted: true }),
         ...(ctx.state.usage as object | undefined),
-        ...(error === undefined || !isAnswered ? {} : { err: error }),
       };
-      if (isAnswered && error !== undefined && toHttpFailure(error).status >= 500) requestLogger.error(line, 'request failed');
+      // A client that left explains every error that followed.
+      if (isAnswered && error !== undefined) logFailure(requestLogger, line, error);
       else if (quietPaths.has(ctx.path)) requestLogger.debug(line, 'request');
       else requestLogger.info(line, 'request');
     });

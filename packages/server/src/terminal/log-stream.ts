@@ -13,7 +13,8 @@ interface LogLine {
   readonly prompt_tokens?: number;
   readonly completion_tokens?: number;
   readonly aborted?: boolean;
-  readonly err?: { readonly message?: string; readonly stack?: string };
+  readonly reason?: string;
+  readonly err?: { readonly stack?: string };
 }
 
 /** JSON lines for machines; for a person at a terminal one short line each. */
@@ -30,7 +31,8 @@ function formatLine(stream: TerminalStream, line: LogLine): string {
   const time = paint(stream, 'dim', new Date(line.time).toTimeString().slice(0, 8));
   const level = line.level >= 50 ? paint(stream, 'red', ' error') : line.level >= 40 ? paint(stream, 'yellow', ' warning') : '';
   const text = line.method === undefined ? line.msg : formatRequest(stream, line);
-  const cause = line.err === undefined ? '' : `: ${(line.level >= 50 ? line.err.stack : line.err.message) ?? ''}`;
+  const reason = line.reason ?? line.err?.stack;
+  const cause = reason === undefined ? '' : `: ${reason}`;
   return `${time}${level} ${text}${cause}\n`;
 }
 
