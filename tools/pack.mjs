@@ -57,7 +57,10 @@ try {
     if (manifest.private === true) continue;
     const platforms = packPlatforms(folder);
     const stage = join(staging, workspace.replaceAll('/', '-'));
-    cpSync(folder, stage, { recursive: true, filter: (source) => !/\/(node_modules|build|npm|test|native|recipe|eval)(\/|$)/.test(source.slice(folder.length)) });
+    cpSync(folder, stage, {
+      recursive: true,
+      filter: (source) => !/\/(node_modules|build|npm|test|native|recipe|eval)(\/|$)/.test(source.slice(folder.length)),
+    });
     // Source maps point into src/, which is not published.
     const optionalDependencies = { ...manifest.optionalDependencies, ...platforms };
     delete manifest.scripts;

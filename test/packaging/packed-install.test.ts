@@ -40,7 +40,13 @@ describe('the packed packages', function () {
   const command = (): string => join(folder, 'node_modules/.bin/moe-server');
 
   it('have no lifecycle script', () => {
-    const names = ['moe-server', '@moe-server/core', '@moe-server/engine', '@moe-server/backend-cpu', '@moe-server/model-pocket-dictionary'];
+    const names = [
+      'moe-server',
+      '@moe-server/core',
+      '@moe-server/engine',
+      '@moe-server/backend-cpu',
+      '@moe-server/model-pocket-dictionary',
+    ];
     for (const name of names) {
       const manifest = JSON.parse(readFileSync(join(folder, 'node_modules', name, 'package.json'), 'utf8')) as { scripts?: unknown };
       expect(manifest.scripts, name).to.equal(undefined);
