@@ -27,6 +27,7 @@ import {
   stepLimitsFor,
 } from '@moe-server/engine';
 import type { Device, KvCacheChoice, LoadedModel, LoadProgress, ModelConfig } from '@moe-server/engine';
+import { checkSchemes } from './config/known-schemes.js';
 import { options } from './config/options.js';
 import { discoverPlugins, importPlugin } from './discover-plugins.js';
 import type { PluginCandidate } from './discover-plugins.js';
@@ -163,7 +164,7 @@ export function describeThisDevice(settings: DeviceOptions): { readonly info: De
 const defaultBatchedTokens = options.maxNumBatchedTokens.default;
 const defaultNumSeqs = options.maxNumSeqs.default;
 
-/** Asks every backend about every layer. Reads nothing. */
+/** Asks every backend about every layer. Reads nothing. @throws {MoeError} MOE_USAGE for a setting about a scheme that is unknown. */
 export function makePlan(
   host: PluginHost,
   description: ModelDescription,
@@ -171,6 +172,7 @@ export function makePlan(
   settings: PlanOptions,
   assumeBuilt = false,
 ): Plan {
+  checkSchemes(settings.preferences ?? [], settings.numericsPolicy);
   return planWith(host, {
     layers: [...description.groups, ...description.linears],
     device,

@@ -35,7 +35,7 @@ describe('bad requests', () => {
     ['an empty body', 'completions', '', 400, /empty/],
     ['a top-level array', 'completions', '[]', 400, /must be a JSON object, got an array/],
     ['a top-level null', 'completions', 'null', 400, /got null/],
-    ['a body that is too large', 'completions', { prompt: 'a'.repeat(70_000) }, 413, /65536 bytes/],
+    ['a body that is too large', 'completions', { prompt: 'a'.repeat(140_000) }, 413, /131072 bytes/],
     ['200 levels of nesting', 'completions', `{"metadata": ${deep(200)}}`, 400, /nests/],
     ['temperature −1', 'completions', { prompt: 'a', temperature: -1 }, 400, /^temperature: .*>=0/, 'temperature'],
     ['temperature 3', 'completions', { prompt: 'a', temperature: 3 }, 400, /^temperature: .*<=2/, 'temperature'],
@@ -72,6 +72,7 @@ describe('bad requests', () => {
     ['a fractional token id', 'completions', { prompt: [1.5] }, 400, /got 1.5/, 'prompt[0]'],
     ['a token id as a string', 'completions', { prompt: [[1, '1']] }, 400, /got string/, 'prompt[0][1]'],
     ['a prompt beyond the context', 'completions', { prompt: 'a'.repeat(300) }, 400, /300 tokens.* 200, prompt/],
+    ['a prompt that no tokenizer could fit', 'completions', { prompt: 'a'.repeat(110_000) }, 400, /110000 characters/, 'prompt'],
     ['an unknown model', 'completions', { prompt: 'a', model: 'gpt-x' }, 404, /"gpt-x" does not exist.*"byte-model"/, 'model'],
     ['suffix', 'completions', { prompt: 'a', suffix: 'z' }, 400, /^suffix is not supported/, 'suffix'],
     ['best_of beside another n', 'completions', { prompt: 'a', best_of: 2 }, 400, /^best_of is not supported/, 'best_of'],
@@ -148,7 +149,7 @@ describe('bad requests', () => {
   it('refuses an endless body at the limit and closes the connection', async () => {
     const answer = await rawRequest(server.port, (write) => {
       write('POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n');
-      for (let i = 0; i < 80; i++) write(`400\r\n${'a'.repeat(1024)}\r\n`);
+      for (let i = 0; i < 160; i++) write(`400\r\n${'a'.repeat(1024)}\r\n`);
     });
     expect(answer).to.match(/^HTTP\/1.1 413 /);
     expect(answer).to.match(/connection: close/i);

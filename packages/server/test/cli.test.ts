@@ -133,6 +133,14 @@ describe('moe-server', function () {
     expect(out).to.contain('not served').and.to.contain('refused');
   });
 
+  it('refuses settings for schemes that nobody knows', async () => {
+    for (const flag of ['--numerics.nvfp5', '--moe-backend.nvfp5']) {
+      const { status, err } = await moeServer('plan', '--as', 'cpu-avx2', flag, 'wider');
+      expect(status, flag).to.equal(exitStatus.usage);
+      expect(err, flag).to.contain('nvfp5').and.to.contain('nvfp4.w4a4');
+    }
+  });
+
   it('lists the devices it knows when one is unknown', async () => {
     const { status, err } = await moeServer('plan', '--as', 'gb11');
     expect(status).to.equal(exitStatus.usage);

@@ -155,7 +155,7 @@ export async function startScriptedServer({
     settings: {
       apiKeys: [],
       corsOrigins: [],
-      maxBodyBytes: 64 * 1024,
+      maxBodyBytes: 128 * 1024,
       bodyTimeoutMs: 5000,
       keepAliveMs: 15_000,
       maxBufferedBytes: 1024 * 1024,

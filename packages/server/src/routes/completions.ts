@@ -5,6 +5,7 @@ import type { ChoiceDelta, ChoiceFinish } from '../openai/choice.js';
 import { requestError } from '../openai/errors.js';
 import { completionLogprobs, numCharacters, promptLogprobs } from '../openai/logprobs.js';
 import type { CompletionLogprobs } from '../openai/logprobs.js';
+import { requirePlausibleLength } from '../openai/prompt-length.js';
 import { countPrompts, readPrompts } from '../openai/prompts.js';
 import { toSamplingParams } from '../openai/sampling.js';
 import { completionRequestSchema, parseBody } from '../openai/wire-types.js';
@@ -48,6 +49,7 @@ async function answer(exchange: Exchange, fields: CompletionRequest): Promise<vo
   const prompts = readPrompts(fields.prompt, served.info.vocabSize);
   const jobs = await Promise.all(
     prompts.map(async (prompt): Promise<CompletionJob> => {
+      if (typeof prompt === 'string') requirePlausibleLength(prompt, served.info.maxModelLen, 'prompt');
       const options = { addSpecialTokens: fields.add_special_tokens ?? true };
       const promptTokenIds = typeof prompt === 'string' ? await served.tokenizer.encode(prompt, options) : prompt;
       if (promptTokenIds.length === 0) throw requestError('prompt: the tokenizer made no token of it', { param: 'prompt' });

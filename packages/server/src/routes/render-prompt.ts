@@ -1,5 +1,6 @@
 import { requestError } from '../openai/errors.js';
 import type { TemplateMessage } from '../openai/chat-messages.js';
+import { requirePlausibleLength } from '../openai/prompt-length.js';
 import type { TemplateFields } from '../openai/wire-types.js';
 import type { ServedModel } from './endpoint.js';
 
@@ -10,7 +11,7 @@ import type { ServedModel } from './endpoint.js';
  * @throws {MoeError} MOE_REQUEST_INVALID when the template refuses the messages; MOE_REQUEST_UNSUPPORTED when the model has none.
  */
 export async function chatPrompt(
-  { tokenizer, chatTemplate }: ServedModel,
+  { tokenizer, chatTemplate, info }: ServedModel,
   fields: TemplateFields,
   messages: readonly TemplateMessage[],
   addSpecialTokens: boolean,
@@ -29,6 +30,7 @@ export async function chatPrompt(
     { addGenerationPrompt, kwargs },
   );
   const prompt = continueFinalMessage ? cutAfterFinalMessage(rendered, messages.at(-1)) : rendered;
+  requirePlausibleLength(prompt, info.maxModelLen, 'messages');
   const tokenIds = await tokenizer.encode(prompt, { addSpecialTokens });
   if (tokenIds.length === 0) throw requestError('messages: the chat template made no token of them', { param: 'messages' });
   return tokenIds;
