@@ -39,6 +39,8 @@ describe('the endpoints', () => {
     const back = await post(`${server.url}/detokenize`, { tokens: [97, 98] });
     expect(await back.json()).to.deep.equal({ prompt: 'ab' });
     expect((await post(`${server.url}/detokenize`, { tokens: [300] })).status).to.equal(400);
+    expect((await post(`${server.url}/tokenize`, {})).status).to.equal(400);
+    expect((await post(`${server.url}/tokenize`, { prompt: 'a', messages })).status).to.equal(400);
   });
 
   it('answers with the version, the plan, and a list of everything at /', async () => {
