@@ -18,6 +18,7 @@ import type { HttpSettings, ServedModel } from '../routes/endpoint.js';
 import { openText } from '../served-text.js';
 import type { ServedText } from '../served-text.js';
 import { logStream } from '../terminal/log-stream.js';
+import { StopRequest } from '../stop-request.js';
 import { StartReport } from '../terminal/start-report.js';
 import { paint } from '../terminal/terminal.js';
 import type { Terminal } from '../terminal/terminal.js';
@@ -36,6 +37,7 @@ const lastWordsMs = 1000;
 export async function start(config: ServerConfig, terminal: Terminal): Promise<number> {
   const directory = resolve(config.model ?? bundledModel());
   const names = servedNames(config, directory);
+  const settings = httpSettings(config);
   const report = new StartReport(terminal.out, directory);
   const log = pino({ level: config.logLevel, base: null }, logStream(terminal.err));
   const lifecycle = new Lifecycle();
@@ -78,7 +80,7 @@ export async function start(config: ServerConfig, terminal: Terminal): Promise<n
   });
 
   const app = createApp({
-    settings: httpSettings(config),
+    settings,
     lifecycle,
     admission,
     metrics,
@@ -211,39 +213,4 @@ class Deferred<T> {
   settled(): Promise<T> | undefined {
     return this.made;
   }
-}
-
-/** SIGINT and SIGTERM: the first asks to stop, the second insists. */
-class StopRequest {
-  readonly requested: Promise<'signal' | 'failed'>;
-  readonly insisted: Promise<void>;
-  private resolveRequested: (reason: 'signal' | 'failed') => void = () => undefined;
-  private resolveInsisted: () => void = () => undefined;
-  private numSignals = 0;
-
-  constructor() {
-    this.requested = new Promise((resolve) => {
-      this.resolveRequested = resolve;
-    });
-    this.insisted = new Promise((resolve) => {
-      this.resolveInsisted = resolve;
-    });
-  }
-
-  request(reason: 'signal' | 'failed'): void {
-    this.resolveRequested(reason);
-  }
-
-  listen(): void {
-    process.on('SIGINT', this.onSignal).on('SIGTERM', this.onSignal);
-  }
-
-  ignore(): void {
-    process.off('SIGINT', this.onSignal).off('SIGTERM', this.onSignal);
-  }
-
-  private readonly onSignal = (): void => {
-    if (this.numSignals++ === 0) this.request('signal');
-    else this.resolveInsisted();
-  };
 }
