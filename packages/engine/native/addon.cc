@@ -65,7 +65,8 @@ class BandwidthWorker : public Napi::AsyncWorker {
   double bytes_per_second_ = 0;
 };
 
-/* measureBandwidth(numThreads, totalBytes, pieceBytes): Promise of bytes per second, 0 when there is not that much memory. */
+/* measureBandwidth(numThreads, totalBytes, pieceBytes): Promise of bytes per second, 0 when there is not that much
+ * memory. */
 Napi::Value bandwidth(const Napi::CallbackInfo& info) {
   auto* worker = new BandwidthWorker(info.Env(), static_cast<uint32_t>(get_int(info[0], "numThreads", 1, 1024)),
                                      static_cast<uint64_t>(get_int(info[1], "totalBytes", 1, kMaxBytes)),

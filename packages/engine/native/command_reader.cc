@@ -23,7 +23,9 @@ class Fields {
   float number(const char* field) const { return static_cast<float>(get_double(get(field), label(field).c_str())); }
   bool boolean(const char* field) const { return get_bool(get(field), label(field).c_str()); }
   std::string string(const char* field) const { return get_string(get(field), label(field).c_str()); }
-  Fields object(const char* field) const { return {get_object(get(field), label(field).c_str()), label(field), owners_}; }
+  Fields object(const char* field) const {
+    return {get_object(get(field), label(field).c_str()), label(field), owners_};
+  }
 
   RowCount rows() const {
     const std::string rows = string("rows");
@@ -41,10 +43,13 @@ class Fields {
     auto buffer = value.As<Napi::ArrayBuffer>();
     const int64_t offset = ref.integer("byteOffset"), length = ref.integer("byteLength");
     if (offset < 0 || length < 0 || static_cast<uint64_t>(offset + length) > buffer.ByteLength()) {
-      throw Napi::RangeError::New(env(), label(field) + " lies outside its buffer: " + std::to_string(length) + " bytes from " +
-                                             std::to_string(offset) + " of " + std::to_string(buffer.ByteLength()));
+      throw Napi::RangeError::New(env(), label(field) + " lies outside its buffer: " + std::to_string(length) +
+                                             " bytes from " + std::to_string(offset) + " of " +
+                                             std::to_string(buffer.ByteLength()));
     }
-    if (offset % 64 != 0) throw Napi::RangeError::New(env(), label(field) + ".byteOffset must be a multiple of 64, got " + std::to_string(offset));
+    if (offset % 64 != 0)
+      throw Napi::RangeError::New(env(),
+                                  label(field) + ".byteOffset must be a multiple of 64, got " + std::to_string(offset));
     owners_.add_buffer(buffer);
     return {reinterpret_cast<T*>(static_cast<uint8_t*>(buffer.Data()) + offset), static_cast<uint64_t>(length)};
   }
@@ -120,30 +125,46 @@ Operation read_operation(const std::string& op, const Fields& f) {
     return Embed{f.span<const uint16_t>("table"), f.integer("vocabSize"), f.integer("width"), f.span<float>("output")};
   }
   if (op == "rmsNorm") {
-    return RmsNorm{f.rows(),  f.integer("width"), f.number("eps"), f.span<const float>("input"), f.span<const float>("weight"),
+    return RmsNorm{f.rows(),
+                   f.integer("width"),
+                   f.number("eps"),
+                   f.span<const float>("input"),
+                   f.span<const float>("weight"),
                    f.span<float>("output")};
   }
   if (op == "linear") {
-    return Linear{f.rows(),  f.kernel(), f.integer("inFeatures"), f.integer("outFeatures"), f.span<const float>("input"),
-                  f.span<float>("output"), f.boolean("accumulate")};
+    return Linear{f.rows(),
+                  f.kernel(),
+                  f.integer("inFeatures"),
+                  f.integer("outFeatures"),
+                  f.span<const float>("input"),
+                  f.span<float>("output"),
+                  f.boolean("accumulate")};
   }
   if (op == "headRmsNorm") {
-    return HeadRmsNorm{f.span<float>("tensor"), f.integer("rowWidth"), f.integer("columnOffset"),     f.integer("numHeads"),
-                       f.integer("headDim"),    f.number("eps"),       f.span<const float>("weight")};
+    return HeadRmsNorm{f.span<float>("tensor"),      f.integer("rowWidth"), f.integer("columnOffset"),
+                       f.integer("numHeads"),        f.integer("headDim"),  f.number("eps"),
+                       f.span<const float>("weight")};
   }
   if (op == "rope") {
-    return Rope{f.span<float>("tensor"), f.integer("rowWidth"),    f.integer("columnOffset"),     f.integer("numHeads"),
-                f.integer("headDim"),    f.integer("rotaryDim"),   f.boolean("interleaved"), f.span<const float>("table"),
-                f.integer("maxPositions")};
+    return Rope{f.span<float>("tensor"),  f.integer("rowWidth"),        f.integer("columnOffset"),
+                f.integer("numHeads"),    f.integer("headDim"),         f.integer("rotaryDim"),
+                f.boolean("interleaved"), f.span<const float>("table"), f.integer("maxPositions")};
   }
   if (op == "kvStore") {
-    return KvStore{f.span<const float>("tensor"), f.integer("rowWidth"), f.integer("keyOffset"), f.integer("valueOffset"),
-                   read_cache(f.object("cache"))};
+    return KvStore{f.span<const float>("tensor"), f.integer("rowWidth"), f.integer("keyOffset"),
+                   f.integer("valueOffset"), read_cache(f.object("cache"))};
   }
   if (op == "attention") {
-    return Attention{f.span<const float>("queries"),  f.integer("rowWidth"),      f.integer("queryOffset"),
-                     f.integer("numHeads"),           f.number("scale"),          read_cache(f.object("cache")),
-                     f.integer("slidingWindow"),      f.optional_span<const float>("sinks"), f.span<float>("output")};
+    return Attention{f.span<const float>("queries"),
+                     f.integer("rowWidth"),
+                     f.integer("queryOffset"),
+                     f.integer("numHeads"),
+                     f.number("scale"),
+                     read_cache(f.object("cache")),
+                     f.integer("slidingWindow"),
+                     f.optional_span<const float>("sinks"),
+                     f.span<float>("output")};
   }
   if (op == "route") {
     return Route{f.integer("hiddenSize"),
@@ -158,8 +179,8 @@ Operation read_operation(const std::string& op, const Fields& f) {
                  f.span<float>("topkWeights")};
   }
   if (op == "mapSlots") {
-    return MapSlots{f.integer("topK"), f.integer("numExperts"), f.span<const int32_t>("topkIds"), f.span<const int32_t>("slots"),
-                    f.span<int32_t>("topkSlots")};
+    return MapSlots{f.integer("topK"), f.integer("numExperts"), f.span<const int32_t>("topkIds"),
+                    f.span<const int32_t>("slots"), f.span<int32_t>("topkSlots")};
   }
   if (op == "experts") {
     return Experts{f.kernel(),
@@ -172,21 +193,16 @@ Operation read_operation(const std::string& op, const Fields& f) {
                    f.boolean("accumulate")};
   }
   if (op == "gatedActivation") {
-    return GatedActivationCommand{f.rows(), read_activation(f.object("activation")), f.integer("width"), f.span<const float>("input"),
-                                  f.span<float>("output")};
+    return GatedActivationCommand{f.rows(), read_activation(f.object("activation")), f.integer("width"),
+                                  f.span<const float>("input"), f.span<float>("output")};
   }
   if (op == "gatherRows") {
     return GatherRows{f.integer("width"), f.span<const float>("input"), f.span<float>("output")};
   }
   if (op == "sample") {
-    return Sample{f.span<float>("logits"),
-                  f.integer("vocabSize"),
-                  f.span<int32_t>("tokenIds"),
-                  f.span<float>("logprobs"),
-                  f.span<int32_t>("ranks"),
-                  f.integer("maxTopLogprobs"),
-                  f.span<int32_t>("topIds"),
-                  f.span<float>("topLogprobs")};
+    return Sample{f.span<float>("logits"),   f.integer("vocabSize"),      f.span<int32_t>("tokenIds"),
+                  f.span<float>("logprobs"), f.span<int32_t>("ranks"),    f.integer("maxTopLogprobs"),
+                  f.span<int32_t>("topIds"), f.span<float>("topLogprobs")};
   }
   throw f.unexpected("op", op);
 }

@@ -27,8 +27,8 @@ struct ReadCommands {
 };
 
 /*
- * Reads the commands of src/device/commands.ts. Throws a TypeError that names command and field; an error of a kernel carries
- * `code` MOE_DEVICE_KERNEL.
+ * Reads the commands of src/device/commands.ts. Throws a TypeError that names command and field; an error of a kernel
+ * carries `code` MOE_DEVICE_KERNEL.
  */
 ReadCommands read_commands(Napi::Array commands);
 

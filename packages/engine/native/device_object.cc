@@ -33,7 +33,8 @@ DeviceObject::DeviceObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<De
   const auto num_threads = static_cast<uint32_t>(get_int(info[0], "numThreads", 1, kMaxThreads));
   std::vector<std::string> features;
   const Napi::Object names = get_object(info[1], "features");
-  for (uint32_t i = 0; i < names.As<Napi::Array>().Length(); i++) features.push_back(get_string(names.Get(i), "features"));
+  for (uint32_t i = 0; i < names.As<Napi::Array>().Length(); i++)
+    features.push_back(get_string(names.Get(i), "features"));
   const Kernels& kernels = select_kernels(features);
 
   const Napi::String resource = Napi::String::New(info.Env(), "moe:step");
@@ -86,7 +87,8 @@ Napi::Value DeviceObject::compile(const Napi::CallbackInfo& info) {
   try {
     entry.program = make_program(std::move(read.commands), read_limits(info[1]), executor_->num_threads());
   } catch (const CommandError& error) {
-    throw error_with_code(env_, error.what(), error.cause == CommandError::Cause::kKernel ? "MOE_DEVICE_KERNEL" : "MOE_INTERNAL");
+    throw error_with_code(env_, error.what(),
+                          error.cause == CommandError::Cause::kKernel ? "MOE_DEVICE_KERNEL" : "MOE_INTERNAL");
   }
   entry.owners = std::move(read.owners);
   be_cleaned_up_first();
@@ -94,7 +96,8 @@ Napi::Value DeviceObject::compile(const Napi::CallbackInfo& info) {
   if (bytes > 0 && (workspace_ == nullptr || workspace_->bytes() < bytes)) {
     auto workspace = std::make_shared<DeviceMemory>(bytes);
     if (workspace->data() == nullptr) {
-      throw error_with_code(env_, "There is no memory for " + std::to_string(bytes) + " bytes of workspace.", "MOE_DEVICE_MEMORY");
+      throw error_with_code(env_, "There is no memory for " + std::to_string(bytes) + " bytes of workspace.",
+                            "MOE_DEVICE_MEMORY");
     }
     workspace_ = std::move(workspace);
   }
@@ -113,7 +116,8 @@ Napi::Value DeviceObject::submit(const Napi::CallbackInfo& info) {
   if (!info[1].IsArrayBuffer()) throw Napi::TypeError::New(env_, "the step inputs must be an ArrayBuffer");
   auto buffer = info[1].As<Napi::ArrayBuffer>();
   if (buffer.ByteLength() < submitted.program.layout.byte_length) {
-    throw Napi::RangeError::New(env_, "the step inputs have " + std::to_string(buffer.ByteLength()) + " bytes, the program's layout has " +
+    throw Napi::RangeError::New(env_, "the step inputs have " + std::to_string(buffer.ByteLength()) +
+                                          " bytes, the program's layout has " +
                                           std::to_string(submitted.program.layout.byte_length));
   }
   if (buffer.Data() != step_data_) {
@@ -160,7 +164,8 @@ Napi::Value DeviceObject::dispose(const Napi::CallbackInfo& info) {
   step_data_ = nullptr;
   if (running_.has_value()) {
     Unref();
-    std::exchange(running_, std::nullopt)->Reject(Napi::Error::New(info.Env(), "the device was disposed while a step ran").Value());
+    std::exchange(running_, std::nullopt)
+        ->Reject(Napi::Error::New(info.Env(), "the device was disposed while a step ran").Value());
   }
   return info.Env().Undefined();
 }

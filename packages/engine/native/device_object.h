@@ -20,8 +20,8 @@ namespace moe {
  *   submit(id, stepBuffer) → Promise<void>; rejected with an Error whose `command` names who failed
  *   release(id), dispose()
  *
- * All members are touched on the JavaScript thread only, except result_, which passes from the executor's thread through the
- * thread-safe function.
+ * All members are touched on the JavaScript thread only, except result_, which passes from the executor's thread
+ * through the thread-safe function.
  */
 class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
  public:
@@ -46,8 +46,8 @@ class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
   void shut_down();
   static void on_cleanup(void* self);
   /*
-   * When an environment ends, hooks run in reverse order of their registration. The threads must end before a backend's addon frees the
-   * kernels that they run: called for every new program, it moves our hook to the front.
+   * When an environment ends, hooks run in reverse order of their registration. The threads must end before a backend's
+   * addon frees the kernels that they run: called for every new program, it moves our hook to the front.
    */
   void be_cleaned_up_first();
   void complete(Napi::Env env);

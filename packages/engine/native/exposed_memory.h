@@ -13,8 +13,9 @@ namespace moe {
 /*
  * Device memory as an ArrayBuffer, or undefined when there is not that much.
  *
- * When an environment ends (process.exit in the middle of a step, say), Node.js frees external ArrayBuffers first and asks us to stop
- * afterwards. So the memory has two kinds of owners: the ArrayBuffer, and every program that points into it.
+ * When an environment ends (process.exit in the middle of a step, say), Node.js frees external ArrayBuffers first and
+ * asks us to stop afterwards. So the memory has two kinds of owners: the ArrayBuffer, and every program that points
+ * into it.
  */
 Napi::Value expose_memory(Napi::Env env, uint64_t bytes);
 

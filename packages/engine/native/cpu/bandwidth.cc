@@ -55,7 +55,8 @@ double measure_bandwidth(uint32_t num_threads, uint64_t total_bytes, uint64_t pi
         uint64_t state = seed, sum = 0;
         for (uint64_t i = 0; i < num_pieces; i++) {
           state = state * 6364136223846793005u + 1442695040888963407u; /* Knuth's MMIX generator */
-          sum ^= read_lines(memory.data() + (state >> 33) % num_pieces * piece + static_cast<uint64_t>(part) * share, share);
+          sum ^= read_lines(memory.data() + (state >> 33) % num_pieces * piece + static_cast<uint64_t>(part) * share,
+                            share);
         }
         result.fetch_xor(sum, std::memory_order_relaxed);
       }

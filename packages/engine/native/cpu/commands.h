@@ -10,8 +10,8 @@
 #include "isa/kernels.h"
 
 /*
- * The commands of src/device/commands.ts with pointers for buffers. Shapes and meaning are said there; here only what differs. Sizes
- * are checked against the buffers when a program is made (program.cc) and trusted afterwards.
+ * The commands of src/device/commands.ts with pointers for buffers. Shapes and meaning are said there; here only what
+ * differs. Sizes are checked against the buffers when a program is made (program.cc) and trusted afterwards.
  */
 namespace moe {
 
@@ -72,7 +72,9 @@ struct KvCache {
 
   int64_t row_bytes() const { return head_dim * (dtype == KvDType::kBf16 ? 2 : 1); }
   /* Byte offset of a position of head 0; heads lie block_size rows apart. */
-  int64_t row_offset(int64_t block, int64_t position) const { return (block * num_kv_heads * block_size + position) * row_bytes(); }
+  int64_t row_offset(int64_t block, int64_t position) const {
+    return (block * num_kv_heads * block_size + position) * row_bytes();
+  }
 };
 
 struct KvStore {

@@ -15,8 +15,9 @@ namespace moe {
 namespace {
 
 bool has_all(const std::vector<std::string>& features, std::initializer_list<const char*> wanted) {
-  return std::all_of(wanted.begin(), wanted.end(),
-                     [&](const char* name) { return std::find(features.begin(), features.end(), name) != features.end(); });
+  return std::all_of(wanted.begin(), wanted.end(), [&](const char* name) {
+    return std::find(features.begin(), features.end(), name) != features.end();
+  });
 }
 
 #if defined(__x86_64__)

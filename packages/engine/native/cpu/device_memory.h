@@ -7,8 +7,9 @@
 namespace moe {
 
 /*
- * Zeroed memory of its own pages, aligned to 64 bytes at least. From two MiB on it is aligned to huge pages and the system is asked
- * for them: kernels read weights and caches at random, and a small page per read costs more than the read.
+ * Zeroed memory of its own pages, aligned to 64 bytes at least. From two MiB on it is aligned to huge pages and the
+ * system is asked for them: kernels read weights and caches at random, and a small page per read costs more than the
+ * read.
  */
 class DeviceMemory {
  public:

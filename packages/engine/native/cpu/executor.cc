@@ -8,8 +8,8 @@ namespace moe {
 namespace {
 
 /*
- * After a step the next one usually comes as soon as JavaScript has looked at the result: waiting for it awake for this long saves a
- * wake-up of the same length.
+ * After a step the next one usually comes as soon as JavaScript has looked at the result: waiting for it awake for this
+ * long saves a wake-up of the same length.
  */
 constexpr auto kSpin = std::chrono::microseconds(60);
 
@@ -38,7 +38,10 @@ void Executor::submit(const Program* program, const uint8_t* step_buffer) {
 
 bool Executor::next_job(Job& job) {
   const auto deadline = std::chrono::steady_clock::now() + kSpin;
-  while (!has_job_.load(std::memory_order_acquire) && std::chrono::steady_clock::now() < deadline) cpu_relax();
+  for (int turn = 0; !has_job_.load(std::memory_order_acquire); turn++) {
+    if (turn % kSpinTurns == 0 && std::chrono::steady_clock::now() > deadline) break;
+    spin(turn);
+  }
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return stopping_ || has_job_.load(std::memory_order_relaxed); });
   if (stopping_) return false;

@@ -13,8 +13,8 @@
 namespace moe {
 
 /*
- * Runs one program at a time on a thread of its own, which is thread 0 of the pool. The thread that submits is never the one that
- * computes.
+ * Runs one program at a time on a thread of its own, which is thread 0 of the pool. The thread that submits is never
+ * the one that computes.
  */
 class Executor {
  public:

@@ -46,8 +46,9 @@ class Checker {
   void operator()(const Rope& op) {
     heads("tensor", op.tensor, op.row_width, op.column_offset, op.num_heads, op.head_dim);
     size("rotaryDim", op.rotary_dim);
-    require(op.rotary_dim % 2 == 0 && op.rotary_dim <= op.head_dim,
-            "rotaryDim must be even and at most headDim " + std::to_string(op.head_dim) + ", got " + std::to_string(op.rotary_dim));
+    require(op.rotary_dim % 2 == 0 && op.rotary_dim <= op.head_dim, "rotaryDim must be even and at most headDim " +
+                                                                        std::to_string(op.head_dim) + ", got " +
+                                                                        std::to_string(op.rotary_dim));
     size("maxPositions", op.max_positions);
     holds("table", op.table, {op.max_positions, op.rotary_dim});
     use_.max_positions = std::min(use_.max_positions, op.max_positions);
@@ -69,8 +70,8 @@ class Checker {
             "numHeads must be a multiple of numKvHeads " + std::to_string(op.cache.num_kv_heads) + ", at most " +
                 std::to_string(kMaxQueryRows) + " times it, got " + std::to_string(op.num_heads));
     require(use_.block_size == INT64_MAX || use_.block_size == op.cache.block_size,
-            "all layers share the block tables, so their blockSize must be equal: " + std::to_string(use_.block_size) + " and " +
-                std::to_string(op.cache.block_size));
+            "all layers share the block tables, so their blockSize must be equal: " + std::to_string(use_.block_size) +
+                " and " + std::to_string(op.cache.block_size));
     use_.uses_sequences = true;
     use_.block_size = op.cache.block_size;
     use_.num_blocks = std::min(use_.num_blocks, op.cache.num_blocks);
@@ -83,8 +84,9 @@ class Checker {
     size("numGroups", method.num_groups);
     size("topkGroups", method.topk_groups);
     require(op.num_experts % method.num_groups == 0 && method.topk_groups <= method.num_groups,
-            "numExperts " + std::to_string(op.num_experts) + " must be a multiple of numGroups " + std::to_string(method.num_groups) +
-                ", and topkGroups " + std::to_string(method.topk_groups) + " at most numGroups");
+            "numExperts " + std::to_string(op.num_experts) + " must be a multiple of numGroups " +
+                std::to_string(method.num_groups) + ", and topkGroups " + std::to_string(method.topk_groups) +
+                " at most numGroups");
     require(op.top_k <= op.num_experts / method.num_groups * method.topk_groups,
             "topK " + std::to_string(op.top_k) + " exceeds the number of experts to choose from");
     holds("input", op.input, {limits_.max_num_tokens, op.hidden_size});
@@ -123,7 +125,8 @@ class Checker {
   }
   void operator()(const Sample& op) {
     size("vocabSize", op.vocab_size);
-    require(op.max_top_logprobs >= 0, "maxTopLogprobs must not be negative, got " + std::to_string(op.max_top_logprobs));
+    require(op.max_top_logprobs >= 0,
+            "maxTopLogprobs must not be negative, got " + std::to_string(op.max_top_logprobs));
     const int64_t rows = limits_.max_logit_rows;
     holds("logits", op.logits, {rows, op.vocab_size});
     holds("tokenIds", op.token_ids, {rows});
@@ -136,13 +139,17 @@ class Checker {
   }
 
  private:
-  int64_t most(RowCount rows) const { return rows == RowCount::kTokens ? limits_.max_num_tokens : limits_.max_logit_rows; }
+  int64_t most(RowCount rows) const {
+    return rows == RowCount::kTokens ? limits_.max_num_tokens : limits_.max_logit_rows;
+  }
 
-  void require(bool condition, const std::string& problem, CommandError::Cause cause = CommandError::Cause::kShape) const {
+  void require(bool condition, const std::string& problem,
+               CommandError::Cause cause = CommandError::Cause::kShape) const {
     if (!condition) throw CommandError(cause, name_ + ": " + problem + ".");
   }
   void size(const char* field, int64_t value) const {
-    require(value > 0 && value < kMaxSize, std::string(field) + " must be positive and less than 2^31, got " + std::to_string(value));
+    require(value > 0 && value < kMaxSize,
+            std::string(field) + " must be positive and less than 2^31, got " + std::to_string(value));
   }
 
   template <class T>
@@ -153,17 +160,19 @@ class Checker {
       text += (text.empty() ? "[" : ", ") + std::to_string(extent);
       bytes *= static_cast<double>(extent);
     }
-    require(static_cast<double>(span.bytes) >= bytes, std::string(field) + " needs " + std::to_string(static_cast<uint64_t>(bytes)) +
-                                                          " bytes for " + text + "], its buffer has " + std::to_string(span.bytes));
+    require(static_cast<double>(span.bytes) >= bytes, std::string(field) + " needs " +
+                                                          std::to_string(static_cast<uint64_t>(bytes)) + " bytes for " +
+                                                          text + "], its buffer has " + std::to_string(span.bytes));
   }
   template <class T>
-  void heads(const char* field, const Span<T>& tensor, int64_t row_width, int64_t offset, int64_t num_heads, int64_t head_dim) const {
+  void heads(const char* field, const Span<T>& tensor, int64_t row_width, int64_t offset, int64_t num_heads,
+             int64_t head_dim) const {
     size("rowWidth", row_width);
     size("numHeads", num_heads);
     size("headDim", head_dim);
     require(offset >= 0 && offset + num_heads * head_dim <= row_width,
-            std::to_string(num_heads) + " heads of " + std::to_string(head_dim) + " from column " + std::to_string(offset) +
-                " do not fit in rows of " + std::to_string(row_width));
+            std::to_string(num_heads) + " heads of " + std::to_string(head_dim) + " from column " +
+                std::to_string(offset) + " do not fit in rows of " + std::to_string(row_width));
     holds(field, tensor, {limits_.max_num_tokens, row_width});
   }
   void cache(const KvCache& cache) const {
@@ -178,7 +187,8 @@ class Checker {
   }
   void kernel(const moe_kernel& kernel, uint32_t kind, const char* kind_name) const {
     constexpr auto kKernel = CommandError::Cause::kKernel;
-    require(kernel.size >= sizeof(moe_kernel), "the kernel's struct is smaller than version 1 of moe/abi.h says", kKernel);
+    require(kernel.size >= sizeof(moe_kernel), "the kernel's struct is smaller than version 1 of moe/abi.h says",
+            kKernel);
     require(kernel.kind == kind, std::string("the kernel ") + kernel.name + " is not of kind " + kind_name, kKernel);
   }
 
@@ -211,7 +221,8 @@ Program make_program(std::vector<Command> commands, const StepLimits& limits, ui
   program.layout = layout_step(limits);
   for (const Command& command : commands) {
     std::visit(Checker(command.name, limits, program.use), command.operation);
-    const uint64_t bytes = std::visit([&](const auto& op) { return workspace_of(op, limits, num_threads); }, command.operation);
+    const uint64_t bytes =
+        std::visit([&](const auto& op) { return workspace_of(op, limits, num_threads); }, command.operation);
     program.workspace_bytes = std::max(program.workspace_bytes, bytes);
   }
   program.commands = std::move(commands);

@@ -49,7 +49,8 @@ struct StepResult {
 class ThreadPool;
 struct Kernels;
 
-/* Checks the step's inputs and runs all commands in order, on the calling thread and the pool. Allocates nothing unless it fails. */
+/* Checks the step's inputs and runs all commands in order, on the calling thread and the pool. Allocates nothing unless
+ * it fails. */
 StepResult run_program(const Program& program, const uint8_t* step_buffer, ThreadPool& pool, const Kernels& kernels);
 
 }  // namespace moe

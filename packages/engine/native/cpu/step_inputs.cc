@@ -46,20 +46,23 @@ std::string check_sequences(const StepInputs& step, const StepUse& use) {
   }
   for (int64_t s = 0; s < step.num_seqs; s++) {
     const int64_t begin = step.query_starts[s], end = step.query_starts[s + 1];
-    if (end <= begin || end > step.num_tokens) return outside("queryStarts", s + 1, end, begin + 1, step.num_tokens + 1);
+    if (end <= begin || end > step.num_tokens)
+      return outside("queryStarts", s + 1, end, begin + 1, step.num_tokens + 1);
     const int64_t context = step.context_lengths[s];
     const int64_t most = step.max_blocks_per_seq * use.block_size;
     if (context < end - begin || context > most) return outside("contextLengths", s, context, end - begin, most + 1);
     for (int64_t t = begin; t < end; t++) {
       const int64_t expected = context - end + t;
       if (step.positions[t] != expected) {
-        return "positions[" + std::to_string(t) + "] is " + std::to_string(step.positions[t]) + ", expected " + std::to_string(expected) +
-               ": the tokens of sequence " + std::to_string(s) + " are the last of its " + std::to_string(context) + " positions";
+        return "positions[" + std::to_string(t) + "] is " + std::to_string(step.positions[t]) + ", expected " +
+               std::to_string(expected) + ": the tokens of sequence " + std::to_string(s) + " are the last of its " +
+               std::to_string(context) + " positions";
       }
     }
     const int64_t blocks = (context + use.block_size - 1) / use.block_size;
     const int64_t bad = first_outside(step.block_table(s), blocks, 0, use.num_blocks);
-    if (bad >= 0) return outside("blockTables", s * step.max_blocks_per_seq + bad, step.block_table(s)[bad], 0, use.num_blocks);
+    if (bad >= 0)
+      return outside("blockTables", s * step.max_blocks_per_seq + bad, step.block_table(s)[bad], 0, use.num_blocks);
   }
   return {};
 }
@@ -67,8 +70,10 @@ std::string check_sequences(const StepInputs& step, const StepUse& use) {
 std::string check_sampling(const StepInputs& step, const StepLimits& limits, const StepUse& use) {
   const int64_t rows = step.num_logit_rows;
   std::string problem = check_indices("targets", step.targets, rows, INT32_MIN, use.sample_vocab_size);
-  if (problem.empty()) problem = check_indices("numTopLogprobs", step.num_top_logprobs, rows, 0, use.max_top_logprobs + 1);
-  if (problem.empty()) problem = check_indices("adjustmentStarts", step.adjustment_starts, rows + 1, 0, limits.max_adjustments + 1);
+  if (problem.empty())
+    problem = check_indices("numTopLogprobs", step.num_top_logprobs, rows, 0, use.max_top_logprobs + 1);
+  if (problem.empty())
+    problem = check_indices("adjustmentStarts", step.adjustment_starts, rows + 1, 0, limits.max_adjustments + 1);
   if (!problem.empty()) return problem;
   for (int64_t r = 0; r < rows; r++) {
     const auto number = [&](const char* field, float value, bool good) {
@@ -78,7 +83,8 @@ std::string check_sampling(const StepInputs& step, const StepLimits& limits, con
     if (end < begin) return outside("adjustmentStarts", r + 1, end, begin, limits.max_adjustments + 1);
     for (int32_t a = begin; a < end; a++) {
       const int32_t token = step.adjustments[a].token;
-      if (token < 0 || token >= use.sample_vocab_size) return outside("adjustment tokens", a, token, 0, use.sample_vocab_size);
+      if (token < 0 || token >= use.sample_vocab_size)
+        return outside("adjustment tokens", a, token, 0, use.sample_vocab_size);
     }
     if (step.targets[r] >= 0) continue;
     number("temperatures", step.temperatures[r], step.temperatures[r] >= 0 && std::isfinite(step.temperatures[r]));
@@ -93,17 +99,53 @@ std::string check_sampling(const StepInputs& step, const StepLimits& limits, con
 }  // namespace
 
 const std::array<const char*, kNumStepFields> kStepFieldNames = {
-    "header",       "tokenIds", "positions",   "slots",     "queryStarts",          "contextLengths",    "blockTables",
-    "logitRows",    "temperatures", "topPs",   "minPs",     "repetitionPenalties",  "presencePenalties", "frequencyPenalties",
-    "topKs",        "targets",  "numTopLogprobs", "counters", "seeds",              "adjustmentStarts",  "adjustments",
+    "header",
+    "tokenIds",
+    "positions",
+    "slots",
+    "queryStarts",
+    "contextLengths",
+    "blockTables",
+    "logitRows",
+    "temperatures",
+    "topPs",
+    "minPs",
+    "repetitionPenalties",
+    "presencePenalties",
+    "frequencyPenalties",
+    "topKs",
+    "targets",
+    "numTopLogprobs",
+    "counters",
+    "seeds",
+    "adjustmentStarts",
+    "adjustments",
 };
 
 StepLayout layout_step(const StepLimits& limits) {
   const int64_t tokens = limits.max_num_tokens, seqs = limits.max_num_seqs, rows = limits.max_logit_rows;
   const int64_t bytes[kNumStepFields] = {
-      64,       4 * tokens, 4 * tokens, 4 * tokens, 4 * (seqs + 1), 4 * seqs, 4 * seqs * limits.max_blocks_per_seq,
-      4 * rows, 4 * rows,   4 * rows,   4 * rows,   4 * rows,       4 * rows, 4 * rows,
-      4 * rows, 4 * rows,   4 * rows,   4 * rows,   8 * rows,       4 * (rows + 1), 16 * limits.max_adjustments,
+      64,
+      4 * tokens,
+      4 * tokens,
+      4 * tokens,
+      4 * (seqs + 1),
+      4 * seqs,
+      4 * seqs * limits.max_blocks_per_seq,
+      4 * rows,
+      4 * rows,
+      4 * rows,
+      4 * rows,
+      4 * rows,
+      4 * rows,
+      4 * rows,
+      4 * rows,
+      4 * rows,
+      4 * rows,
+      4 * rows,
+      8 * rows,
+      4 * (rows + 1),
+      16 * limits.max_adjustments,
   };
   StepLayout layout{.limits = limits};
   for (uint32_t i = 0; i < kNumStepFields; i++) {

@@ -76,8 +76,8 @@ struct StepInputs {
 };
 
 /*
- * What a program does with step inputs, and the smallest bounds among its commands. Only what is used is checked, and everything
- * that is used as an index is.
+ * What a program does with step inputs, and the smallest bounds among its commands. Only what is used is checked, and
+ * everything that is used as an index is.
  */
 struct StepUse {
   int64_t vocab_size = INT64_MAX; /* of embeddings; INT64_MAX: token ids are not used */

@@ -13,20 +13,19 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 /*
- * How long a worker spins for the next dispatch of a running step. Longer than any operator that runs on one thread takes with few
- * rows; a kernel that computes alone for longer costs one wake-up.
+ * How long a worker spins for the next dispatch of a running step. Longer than any operator that runs on one thread
+ * takes with few rows; a kernel that computes alone for longer costs one wake-up.
  */
 constexpr auto kSpin = std::chrono::microseconds(100);
 
-/* Reading the clock costs as much as a few pauses. */
-constexpr int kPausesPerClock = 32;
-
-/* Intervals per thread that a dispatch aims at: enough that a thread the system took away for a while does not hold up the rest. */
+/* Intervals per thread that a dispatch aims at: enough that a thread the system took away for a while does not hold up
+ * the rest. */
 constexpr int64_t kIntervalsPerThread = 16;
 
 }  // namespace
 
-void cpu_relax() {
+void spin(int turn) {
+  if (turn % kSpinTurns == kSpinTurns - 1) return std::this_thread::yield();
 #if defined(__x86_64__)
   _mm_pause();
 #elif defined(__aarch64__)
@@ -59,13 +58,15 @@ void ThreadPool::begin_step() {
 void ThreadPool::end_step() { in_step_.store(false); }
 
 /*
- * A worker announces itself in sleepers_ and then looks at generation_; here it is the other way round. All four accesses are sequentially
- * consistent, so one of the two sees the other, and no wake-up is lost.
+ * A worker announces itself in sleepers_ and then looks at generation_; here it is the other way round. All four
+ * accesses are sequentially consistent, so one of the two sees the other, and no wake-up is lost.
  */
 void ThreadPool::wake() {
   generation_.fetch_add(1);
   if (sleepers_.load() == 0) return;
-  { const std::lock_guard lock(mutex_); }
+  {
+    const std::lock_guard lock(mutex_);
+  }
   changed_.notify_all();
 }
 
@@ -92,12 +93,7 @@ void ThreadPool::run(int64_t count, int64_t grain, moe_task task, void* arg) {
   wake();
   take_intervals(0);
   state_.fetch_and(~kOpen, std::memory_order_acq_rel);
-  const auto give_way = Clock::now() + kSpin;
-  for (int pauses = 0; (state_.load(std::memory_order_acquire) & kJoined) != 0; pauses++) {
-    cpu_relax();
-    /* The system took a worker's core in the middle of an interval: let it have this one. */
-    if (pauses % kPausesPerClock == 0 && Clock::now() > give_way) std::this_thread::yield();
-  }
+  for (int turn = 0; (state_.load(std::memory_order_acquire) & kJoined) != 0; turn++) spin(turn);
 }
 
 void ThreadPool::take_intervals(uint32_t thread) {
@@ -112,7 +108,7 @@ void ThreadPool::take_intervals(uint32_t thread) {
 void ThreadPool::work(uint32_t thread) {
   uint64_t last_number = 0;
   auto deadline = Clock::now();
-  for (int pauses = 0;; pauses++) {
+  for (int turn = 0;; turn++) {
     const uint32_t generation = generation_.load();
     uint64_t state = state_.load(std::memory_order_acquire);
     if ((state & kOpen) != 0 && state >> 32 != last_number) {
@@ -123,9 +119,8 @@ void ThreadPool::work(uint32_t thread) {
       deadline = Clock::now() + kSpin;
       continue;
     }
-    const bool spin = in_step_.load(std::memory_order_relaxed) && (pauses % kPausesPerClock != 0 || Clock::now() < deadline);
-    if (spin) {
-      cpu_relax();
+    if (in_step_.load(std::memory_order_relaxed) && (turn % kSpinTurns != 0 || Clock::now() < deadline)) {
+      spin(turn);
       continue;
     }
     if (!sleep_until_changed(generation)) return;

@@ -13,12 +13,19 @@
 
 namespace moe {
 
-/* Tells the processor that this thread only waits. */
-void cpu_relax();
+/*
+ * One turn of waiting awake, counted by `turn`. Now and then it offers the core to others: on a busy machine the thread
+ * that is waited for may be waiting for this very core.
+ */
+void spin(int turn);
+
+/* Turns between two such offers, and between two looks at the clock, which cost as much as a few turns. */
+inline constexpr int kSpinTurns = 32;
 
 /*
- * The threads of one engine. The thread that calls parallel_for is thread 0 and works too; the others, numbered from 1, spin while a
- * step runs, because a dispatch must cost a microsecond, and sleep between steps, because the JavaScript thread needs a core.
+ * The threads of one engine. The thread that calls parallel_for is thread 0 and works too; the others, numbered from 1,
+ * spin while a step runs, because a dispatch must cost a microsecond, and sleep between steps, because the JavaScript
+ * thread needs a core.
  *
  * One thread at a time may use it: begin_step, then any number of parallel_for, then end_step.
  */
@@ -44,14 +51,19 @@ class ThreadPool {
   template <class Body>
   void parallel_for(int64_t count, int64_t grain, Body&& body) {
     using Callable = std::remove_reference_t<Body>;
-    run(count, grain, [](void* arg, int64_t begin, int64_t end, uint32_t thread) { (*static_cast<Callable*>(arg))(begin, end, thread); },
+    run(
+        count, grain,
+        [](void* arg, int64_t begin, int64_t end, uint32_t thread) {
+          (*static_cast<Callable*>(arg))(begin, end, thread);
+        },
         const_cast<void*>(static_cast<const void*>(&body)));
   }
 
  private:
   /*
-   * Low 16 bits: workers inside the current dispatch. Bit 16: open, workers may join. High 32 bits: number of the dispatch. The caller
-   * closes a dispatch when all intervals are taken and waits only for those inside, never for one that still sleeps.
+   * Low 16 bits: workers inside the current dispatch. Bit 16: open, workers may join. High 32 bits: number of the
+   * dispatch. The caller closes a dispatch when all intervals are taken and waits only for those inside, never for one
+   * that still sleeps.
    */
   static constexpr uint64_t kOpen = 1u << 16;
   static constexpr uint64_t kJoined = kOpen - 1;

@@ -1,4 +1,5 @@
-/* Kernels for tests of the CPU device (test/device/): what a backend's addon would bring, in its simplest form. Not shipped. */
+/* Kernels for tests of the CPU device (test/device/): what a backend's addon would bring, in its simplest form. Not
+ * shipped. */
 #include <napi.h>
 
 #include <atomic>
@@ -22,7 +23,8 @@ int32_t run_linear(void* self, const void* arguments, const moe_exec* exec, moe_
   const auto& matrix = *static_cast<const Matrix*>(self);
   const auto& args = *static_cast<const moe_linear_args*>(arguments);
   if (args.in_features != matrix.in_features || args.out_features != matrix.out_features) {
-    return fail(error, MOE_INVALID_ARGUMENT, "made for [%lld, %lld]", static_cast<long long>(matrix.in_features), static_cast<long long>(matrix.out_features));
+    return fail(error, MOE_INVALID_ARGUMENT, "made for [%lld, %lld]", static_cast<long long>(matrix.in_features),
+                static_cast<long long>(matrix.out_features));
   }
   auto* copy = static_cast<float*>(exec->workspace);
   for (int64_t t = 0; t < args.num_tokens; t++) {
@@ -41,7 +43,8 @@ int32_t run_linear(void* self, const void* arguments, const moe_exec* exec, moe_
         for (int64_t t = 0; t < args.num_tokens; t++) {
           for (int64_t n = begin; n < end; n++) {
             float sum = 0;
-            for (int64_t k = 0; k < args.in_features; k++) sum += input[t * args.in_features + k] * matrix.weights[static_cast<size_t>(n * args.in_features + k)];
+            for (int64_t k = 0; k < args.in_features; k++)
+              sum += input[t * args.in_features + k] * matrix.weights[static_cast<size_t>(n * args.in_features + k)];
             float& output = args.output[t * args.output_stride + n];
             output = args.accumulate != 0 ? output + sum : sum;
           }
@@ -69,9 +72,12 @@ int32_t run_experts(void*, const void* arguments, const moe_exec*, moe_error*) {
   return MOE_OK;
 }
 
-int32_t run_failing(void*, const void*, const moe_exec*, moe_error* error) { return fail(error, MOE_DEVICE_FAULT, "the weights are on fire"); }
+int32_t run_failing(void*, const void*, const moe_exec*, moe_error* error) {
+  return fail(error, MOE_DEVICE_FAULT, "the weights are on fire");
+}
 
-/* Dispatches many sizes and checks that every item comes once and that no two calls share a thread number at the same time. */
+/* Dispatches many sizes and checks that every item comes once and that no two calls share a thread number at the same
+ * time. */
 int32_t run_pool_probe(void*, const void*, const moe_exec* exec, moe_error* error) {
   constexpr int64_t kMost = 2000;
   struct Task {
@@ -94,11 +100,14 @@ int32_t run_pool_probe(void*, const void*, const moe_exec* exec, moe_error* erro
     for (int64_t i = 0; i < kMost; i++) {
       const int expected = i < count ? 1 : 0, actual = task.visits[static_cast<size_t>(i)];
       if (actual != expected) {
-        return fail(error, MOE_DEVICE_FAULT, "item %d of %d came %d times", static_cast<int>(i), static_cast<int>(count), actual);
+        return fail(error, MOE_DEVICE_FAULT, "item %d of %d came %d times", static_cast<int>(i),
+                    static_cast<int>(count), actual);
       }
     }
   }
-  return task.collisions == 0 ? static_cast<int32_t>(MOE_OK) : fail(error, MOE_DEVICE_FAULT, "%d calls shared a thread number", task.collisions.load());
+  return task.collisions == 0
+             ? static_cast<int32_t>(MOE_OK)
+             : fail(error, MOE_DEVICE_FAULT, "%d calls shared a thread number", task.collisions.load());
 }
 
 uint64_t no_workspace(void*, int64_t, uint32_t) { return 0; }
@@ -134,9 +143,13 @@ Napi::Value linear(const Napi::CallbackInfo& info) {
   return wrap_kernel(info.Env(), kernel);
 }
 
-Napi::Value experts(const Napi::CallbackInfo& info) { return wrap_kernel(info.Env(), kernel_of(MOE_KERNEL_EXPERTS, "test/experts", run_experts)); }
+Napi::Value experts(const Napi::CallbackInfo& info) {
+  return wrap_kernel(info.Env(), kernel_of(MOE_KERNEL_EXPERTS, "test/experts", run_experts));
+}
 
-Napi::Value failing(const Napi::CallbackInfo& info) { return wrap_kernel(info.Env(), kernel_of(MOE_KERNEL_LINEAR, "test/failing", run_failing)); }
+Napi::Value failing(const Napi::CallbackInfo& info) {
+  return wrap_kernel(info.Env(), kernel_of(MOE_KERNEL_LINEAR, "test/failing", run_failing));
+}
 
 Napi::Value pool_probe(const Napi::CallbackInfo& info) {
   return wrap_kernel(info.Env(), kernel_of(MOE_KERNEL_LINEAR, "test/pool-probe", run_pool_probe));

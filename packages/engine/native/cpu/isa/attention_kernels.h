@@ -1,9 +1,11 @@
 /*
- * Blocks of dot products and one segment of attention. Included once per instruction set after row_kernels.h; see there.
+ * Blocks of dot products and one segment of attention. Included once per instruction set after row_kernels.h; see
+ * there.
  *
- * A block computes kTile dot products at a time: R query rows against kTile / R key rows, each in one accumulator of sixteen lanes
- * that runs over the columns in a fixed order and is then summed over lanes in reduce_add's order. Which R was taken cannot be seen in the
- * result. Rows are read 32 columns at a time, in the order that is cheapest for their type (kInPairs).
+ * A block computes kTile dot products at a time: R query rows against kTile / R key rows, each in one accumulator of
+ * sixteen lanes that runs over the columns in a fixed order and is then summed over lanes in reduce_add's order. Which
+ * R was taken cannot be seen in the result. Rows are read 32 columns at a time, in the order that is cheapest for their
+ * type (kInPairs).
  */
 namespace moe::MOE_ISA {
 
@@ -32,10 +34,12 @@ struct RowF8 {
   }
 };
 
-/* Positions that meet all rows at once; few enough that their keys or values stay in the first-level cache meanwhile. */
+/* Positions that meet all rows at once; few enough that their keys or values stay in the first-level cache meanwhile.
+ */
 constexpr int32_t kPositionTile = 32;
 
-/* How many key rows ahead of the one being read the next are fetched: cache blocks end before hardware has learnt that they go on. */
+/* How many key rows ahead of the one being read the next are fetched: cache blocks end before hardware has learnt that
+ * they go on. */
 constexpr int32_t kPrefetchRows = 16;
 
 /* Calls body.operator()<R>(first row) for blocks of rows, the largest blocks first. */
@@ -52,7 +56,8 @@ static inline void for_row_blocks(int32_t num_rows, const Body& body) {
   for (; r < num_rows; r++) body.template operator()<1>(r);
 }
 
-/* What to fetch ahead of time while dot products run: key rows before `end`, and the value rows that will be needed next. */
+/* What to fetch ahead of time while dot products run: key rows before `end`, and the value rows that will be needed
+ * next. */
 struct Fetch {
   int32_t end;
   const uint8_t* values; /* may be null */
@@ -60,8 +65,8 @@ struct Fetch {
 
 /* scores[r * score_stride + j] = dot(queries[r], key row j) for R rows and j in [begin, end). */
 template <class Row, int R>
-static inline void dot_rows(const float* const* queries, int64_t width, const uint8_t* keys, const int64_t* offsets, int32_t begin,
-                            int32_t end, Fetch fetch, float* scores, int64_t score_stride) {
+static inline void dot_rows(const float* const* queries, int64_t width, const uint8_t* keys, const int64_t* offsets,
+                            int32_t begin, int32_t end, Fetch fetch, float* scores, int64_t score_stride) {
   constexpr int kKeys = kTile / R;
   for (int32_t j = begin; j < end; j += kKeys) {
     const uint8_t* rows[kKeys];
@@ -77,15 +82,29 @@ static inline void dot_rows(const float* const* queries, int64_t width, const ui
     for (int i = 0; i < kTile; i++) sums[i] = zero();
     int64_t d = 0;
     for (; d + 32 <= width; d += 32) {
-      F x[kKeys], y[kKeys];
-      for (int k = 0; k < kKeys; k++) Row::load32(rows[k] + d * Row::kBytes, &x[k], &y[k]);
-      for (int r = 0; r < R; r++) {
-        const F q = load(queries[r] + d);
-        for (int k = 0; k < kKeys; k++) sums[r * kKeys + k] = fma(q, x[k], sums[r * kKeys + k]);
-      }
-      for (int r = 0; r < R; r++) {
-        const F q = load(queries[r] + d + 16);
-        for (int k = 0; k < kKeys; k++) sums[r * kKeys + k] = fma(q, y[k], sums[r * kKeys + k]);
+      /* Whichever side is shorter stays in registers; each sum takes its two products in the same order. */
+      if constexpr (R <= kKeys) {
+        F q[2 * R];
+        for (int r = 0; r < R; r++) {
+          q[2 * r] = load(queries[r] + d);
+          q[2 * r + 1] = load(queries[r] + d + 16);
+        }
+        for (int k = 0; k < kKeys; k++) {
+          F x, y;
+          Row::load32(rows[k] + d * Row::kBytes, &x, &y);
+          for (int r = 0; r < R; r++) sums[r * kKeys + k] = fma(q[2 * r + 1], y, fma(q[2 * r], x, sums[r * kKeys + k]));
+        }
+      } else {
+        F x[kKeys], y[kKeys];
+        for (int k = 0; k < kKeys; k++) Row::load32(rows[k] + d * Row::kBytes, &x[k], &y[k]);
+        for (int r = 0; r < R; r++) {
+          const F q = load(queries[r] + d);
+          for (int k = 0; k < kKeys; k++) sums[r * kKeys + k] = fma(q, x[k], sums[r * kKeys + k]);
+        }
+        for (int r = 0; r < R; r++) {
+          const F q = load(queries[r] + d + 16);
+          for (int k = 0; k < kKeys; k++) sums[r * kKeys + k] = fma(q, y[k], sums[r * kKeys + k]);
+        }
       }
     }
     for (; d < width; d += 16) {
@@ -97,7 +116,8 @@ static inline void dot_rows(const float* const* queries, int64_t width, const ui
     float results[kTile];
     reduce_tile(sums, results);
     if (end - j >= kKeys) {
-      for (int r = 0; r < R; r++) __builtin_memcpy(scores + r * score_stride + j, results + r * kKeys, kKeys * sizeof(float));
+      for (int r = 0; r < R; r++)
+        __builtin_memcpy(scores + r * score_stride + j, results + r * kKeys, kKeys * sizeof(float));
     } else {
       for (int r = 0; r < R; r++) {
         for (int k = 0; k < end - j; k++) scores[r * score_stride + j + k] = results[r * kKeys + k];
@@ -107,20 +127,23 @@ static inline void dot_rows(const float* const* queries, int64_t width, const ui
 }
 
 template <class Row>
-static void dot_all(const float* const* queries, int32_t num_rows, int64_t width, const uint8_t* keys, const int64_t* offsets,
-                    const uint8_t* values, int32_t begin, int32_t end, float* scores, int64_t score_stride) {
+static void dot_all(const float* const* queries, int32_t num_rows, int64_t width, const uint8_t* keys,
+                    const int64_t* offsets, const uint8_t* values, int32_t begin, int32_t end, float* scores,
+                    int64_t score_stride) {
   for (int32_t tile = begin; tile < end; tile += kPositionTile) {
     const int32_t tile_end = tile + kPositionTile < end ? tile + kPositionTile : end;
     for_row_blocks(num_rows, [&]<int R>(int32_t r) {
-      dot_rows<Row, R>(queries + r, width, keys, offsets, tile, tile_end, r == 0 ? Fetch{end, values} : Fetch{0, nullptr}, scores + r * score_stride, score_stride);
+      dot_rows<Row, R>(queries + r, width, keys, offsets, tile, tile_end,
+                       r == 0 ? Fetch{end, values} : Fetch{0, nullptr}, scores + r * score_stride, score_stride);
     });
   }
 }
 
-/* output[r][d] += sum over j in [begin, end) of weights[r][j] * value row j [d], j ascending, for R rows and 16 * C columns. */
+/* output[r][d] += sum over j in [begin, end) of weights[r][j] * value row j [d], j ascending, for R rows and 16 * C
+ * columns. */
 template <class Row, int R, int C>
-static inline void accumulate_columns(const float* weights, const uint8_t* values, const int64_t* offsets, int32_t begin, int32_t end,
-                                      float* output, int64_t head_dim) {
+static inline void accumulate_columns(const float* weights, const uint8_t* values, const int64_t* offsets,
+                                      int32_t begin, int32_t end, float* output, int64_t head_dim) {
   F sums[R * C];
   for (int r = 0; r < R; r++) {
     for (int c = 0; c < C; c++) sums[r * C + c] = load(output + r * head_dim + 16 * c);
@@ -144,8 +167,8 @@ static inline void accumulate_columns(const float* weights, const uint8_t* value
 }
 
 template <class Row, int R>
-static inline void accumulate_values(const float* weights, const uint8_t* values, const int64_t* offsets, int32_t begin, int32_t end,
-                                     float* output, int64_t head_dim) {
+static inline void accumulate_values(const float* weights, const uint8_t* values, const int64_t* offsets, int32_t begin,
+                                     int32_t end, float* output, int64_t head_dim) {
   constexpr int kColumns = kTile / R < 8 ? kTile / R : 8;
   int64_t d = 0;
   for (; d + 16 * kColumns <= head_dim; d += 16 * kColumns) {
@@ -159,7 +182,8 @@ static inline void accumulate_values(const float* weights, const uint8_t* values
   }
 }
 
-/* Rows of a block may see different positions: what all see is read once for all, the rest row by row, each row in ascending order. */
+/* Rows of a block may see different positions: what all see is read once for all, the rest row by row, each row in
+ * ascending order. */
 template <class Row, int R>
 static inline void accumulate_block(const AttendArgs& a, int32_t row, int32_t tile_begin, int32_t tile_end) {
   int32_t low = tile_begin, high = tile_end;
@@ -171,7 +195,8 @@ static inline void accumulate_block(const AttendArgs& a, int32_t row, int32_t ti
     from = a.begin[r] > from ? a.begin[r] : from;
     to = a.end[r] < to ? a.end[r] : to;
     if (from < to) {
-      accumulate_values<Row, 1>(a.scores + r * kSegment, a.values, a.offsets, from, to, a.output + int64_t{r} * a.head_dim, a.head_dim);
+      accumulate_values<Row, 1>(a.scores + r * kSegment, a.values, a.offsets, from, to,
+                                a.output + int64_t{r} * a.head_dim, a.head_dim);
     }
   };
   if (low >= high) {
@@ -179,12 +204,15 @@ static inline void accumulate_block(const AttendArgs& a, int32_t row, int32_t ti
     return;
   }
   for (int r = row; r < row + R; r++) rest(r, tile_begin, low);
-  accumulate_values<Row, R>(a.scores + row * kSegment, a.values, a.offsets, low, high, a.output + int64_t{row} * a.head_dim, a.head_dim);
+  accumulate_values<Row, R>(a.scores + row * kSegment, a.values, a.offsets, low, high,
+                            a.output + int64_t{row} * a.head_dim, a.head_dim);
   for (int r = row; r < row + R; r++) rest(r, high, tile_end);
 }
 
-/* scores become exp(score * scale - max) on [begin, end) of the row, and 0 in the rest of its first and last sixteen. */
-static inline void softmax_segment(float* scores, float scale, int32_t begin, int32_t end, float* max_out, float* sum_out) {
+/* scores become exp(score * scale - max) on [begin, end) of the row, and 0 in the rest of its first and last sixteen.
+ */
+static inline void softmax_segment(float* scores, float scale, int32_t begin, int32_t end, float* max_out,
+                                   float* sum_out) {
   const float lowest = -__builtin_inff();
   const int32_t first_block = begin / 16 * 16;
   const F factor = set1(scale);
@@ -238,9 +266,11 @@ static void attend_rows(const AttendArgs& a) {
     }
     queries = split;
   }
-  dot_all<Row>(queries, a.num_rows, a.head_dim, a.keys, a.offsets, a.values, a.begin_position, a.end_position, a.scores, kSegment);
+  dot_all<Row>(queries, a.num_rows, a.head_dim, a.keys, a.offsets, a.values, a.begin_position, a.end_position, a.scores,
+               kSegment);
   for (int32_t r = 0; r < a.num_rows; r++) {
-    if (a.begin[r] < a.end[r]) softmax_segment(a.scores + r * kSegment, a.score_scale, a.begin[r], a.end[r], a.max + r, a.sum + r);
+    if (a.begin[r] < a.end[r])
+      softmax_segment(a.scores + r * kSegment, a.score_scale, a.begin[r], a.end[r], a.max + r, a.sum + r);
     float* output = a.output + int64_t{r} * a.head_dim;
     for (int32_t d = 0; d < a.head_dim; d += 16) store(output + d, zero());
   }
@@ -264,8 +294,8 @@ static void attend(const AttendArgs& args) {
   }
 }
 
-static void merge_segment(float* max_io, float* sum_io, float* output, float segment_max, float segment_sum, const float* segment_output,
-                          int32_t head_dim) {
+static void merge_segment(float* max_io, float* sum_io, float* output, float segment_max, float segment_sum,
+                          const float* segment_output, int32_t head_dim) {
   const float maximum = *max_io > segment_max ? *max_io : segment_max;
   const float keep_factor = exp1(*max_io - maximum), add_factor = exp1(segment_max - maximum);
   *max_io = maximum;
@@ -275,8 +305,8 @@ static void merge_segment(float* max_io, float* sum_io, float* output, float seg
   }
 }
 
-static void matmul_f32(const float* input, int64_t input_stride, int32_t num_rows, const float* weight, int64_t num_outputs, int64_t width,
-                       float* output, int64_t output_stride) {
+static void matmul_f32(const float* input, int64_t input_stride, int32_t num_rows, const float* weight,
+                       int64_t num_outputs, int64_t width, float* output, int64_t output_stride) {
   const float* rows[kMaxQueryRows];
   for (int32_t r = 0; r < num_rows; r++) rows[r] = input + r * input_stride;
   const int64_t whole = width / 16 * 16;
@@ -284,7 +314,8 @@ static void matmul_f32(const float* input, int64_t input_stride, int32_t num_row
     const int32_t count = static_cast<int32_t>(num_outputs - n < kTile ? num_outputs - n : kTile);
     int64_t offsets[kTile];
     for (int32_t k = 0; k < count; k++) offsets[k] = (n + k) * width * 4;
-    dot_all<RowF32>(rows, num_rows, whole, reinterpret_cast<const uint8_t*>(weight), offsets, nullptr, 0, count, output + n, output_stride);
+    dot_all<RowF32>(rows, num_rows, whole, reinterpret_cast<const uint8_t*>(weight), offsets, nullptr, 0, count,
+                    output + n, output_stride);
   }
   for (int64_t d = whole; d < width; d++) {
     for (int32_t r = 0; r < num_rows; r++) {

@@ -8,8 +8,8 @@ namespace moe {
 enum class KvDType : int32_t { kBf16 = 0, kF8E4M3 = 1 };
 
 /*
- * Softmax over a context is summed in segments of this many positions, counted from position 0 of the sequence. Whoever computes
- * a segment, alone or with others, gets the same bits; segments are merged in ascending order.
+ * Softmax over a context is summed in segments of this many positions, counted from position 0 of the sequence. Whoever
+ * computes a segment, alone or with others, gets the same bits; segments are merged in ascending order.
  */
 inline constexpr int32_t kSegment = 256;
 
@@ -29,12 +29,13 @@ struct GatedActivation {
   float limit = 0;
 };
 
-/* One segment of one key/value head against up to kMaxQueryRows query rows. Positions count from the segment's start. */
+/* One segment of one key/value head against up to kMaxQueryRows query rows. Positions count from the segment's start.
+ */
 struct AttendArgs {
   /* Query row r: head_dim floats. */
   const float* const* queries;
   int32_t num_rows;
-  int32_t head_dim; /* a multiple of 16 */
+  int32_t head_dim;  /* a multiple of 16 */
   float score_scale; /* on q * k, as rows are read */
   KvDType dtype;
   const uint8_t* keys;
@@ -55,8 +56,8 @@ struct AttendArgs {
 };
 
 /*
- * The arithmetic of the operators, once per instruction set. Every function works on its arguments alone, so that a row's bits do not
- * depend on the rows beside it. Lengths need not be multiples of anything unless said.
+ * The arithmetic of the operators, once per instruction set. Every function works on its arguments alone, so that a
+ * row's bits do not depend on the rows beside it. Lengths need not be multiples of anything unless said.
  */
 struct Kernels {
   const char* name;
@@ -69,18 +70,19 @@ struct Kernels {
   void (*f32_to_bf16)(const float* input, uint16_t* output, int64_t count);
   /* e4m3(clamp(input / scale, ±448)), round to nearest, ties to even. */
   void (*f32_to_f8)(const float* input, uint8_t* output, int64_t count, float scale);
-  void (*gated_activation)(const float* gate, const float* up, float* output, int64_t count, GatedActivation activation);
+  void (*gated_activation)(const float* gate, const float* up, float* output, int64_t count,
+                           GatedActivation activation);
   /* output[t * output_stride + n] = dot(input row t, weight row n), for num_rows <= kMaxQueryRows. */
-  void (*matmul_f32)(const float* input, int64_t input_stride, int32_t num_rows, const float* weight, int64_t num_outputs, int64_t width,
-                     float* output, int64_t output_stride);
+  void (*matmul_f32)(const float* input, int64_t input_stride, int32_t num_rows, const float* weight,
+                     int64_t num_outputs, int64_t width, float* output, int64_t output_stride);
   /* x = exp(x - max(x)); returns the sum. */
   float (*softmax_terms)(float* x, int64_t count);
   /* x = 1 / (1 + exp(-x)) */
   void (*sigmoid)(float* x, int64_t count);
   void (*attend)(const AttendArgs& args);
   /* Adds a segment's result to the running one, in place: both are (max, sum, output[head_dim]). */
-  void (*merge_segment)(float* max, float* sum, float* output, float segment_max, float segment_sum, const float* segment_output,
-                        int32_t head_dim);
+  void (*merge_segment)(float* max, float* sum, float* output, float segment_max, float segment_sum,
+                        const float* segment_output, int32_t head_dim);
   /* output = input * factor */
   void (*scale)(const float* input, float factor, float* output, int64_t count);
   /* Largest value of every chunk of kChunk; returns the largest of all. NaN is passed over. */

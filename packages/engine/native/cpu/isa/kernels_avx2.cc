@@ -1,11 +1,11 @@
+/* Order matters: the kernels are written on the vectors included before them. */
+// clang-format off
 #include "kernels.h"
 #include "vec_avx2.h"
-
 #include "row_kernels.h"
-
 #include "attention_kernels.h"
-
 #include "kernel_table.h"
+// clang-format on
 
 namespace moe {
 const Kernels& avx2_kernels() { return avx2::kKernels; }

@@ -1,14 +1,14 @@
 /*
- * Operators on single rows, written on the sixteen floats of a vec_*.h that was included before. Included once per instruction set, with
- * MOE_ISA naming its namespace; no function of the standard library that could be emitted out of line, so that code for one
- * instruction set is never linked into another's path.
+ * Operators on single rows, written on the sixteen floats of a vec_*.h that was included before. Included once per
+ * instruction set, with MOE_ISA naming its namespace; no function of the standard library that could be emitted out of
+ * line, so that code for one instruction set is never linked into another's path.
  */
 namespace moe::MOE_ISA {
 
 /*
- * exp(x) = 2^n * exp(r) with n = round(x / ln 2) and |r| <= ln(2) / 2, where eight terms of the power series leave less than 1e-8. ln 2 in two
- * parts (Cody and Waite 1980): n * kLn2High is exact. Below the smallest normal number the result is 0; above 88.37 it stays at
- * exp(88.37); NaN stays NaN.
+ * exp(x) = 2^n * exp(r) with n = round(x / ln 2) and |r| <= ln(2) / 2, where eight terms of the power series leave less
+ * than 1e-8. ln 2 in two parts (Cody and Waite 1980): n * kLn2High is exact. Below the smallest normal number the
+ * result is 0; above 88.37 it stays at exp(88.37); NaN stays NaN.
  */
 static inline F exp16(F x) {
   constexpr float kLowest = -87.33654f, kHighest = 88.37f;
@@ -110,7 +110,8 @@ static void f32_to_f8(const float* input, uint8_t* output, int64_t count, float 
   }
 }
 
-static void gated_activation(const float* gate, const float* up, float* output, int64_t count, GatedActivation activation) {
+static void gated_activation(const float* gate, const float* up, float* output, int64_t count,
+                             GatedActivation activation) {
   const bool silu = activation.type == GatedActivation::Type::kSilu;
   const F alpha = set1(activation.alpha), limit = set1(activation.limit), lowest = set1(-activation.limit);
   for (int64_t i = 0; i < count; i += 16) {
@@ -144,7 +145,8 @@ static void sigmoid(float* x, int64_t count) {
 }
 
 static void scale_row(const float* input, float factor, float* output, int64_t count) {
-  for (int64_t i = 0; i < count; i += 16) store_first(output + i, mul(load_first(input + i, count - i, 0), set1(factor)), count - i);
+  for (int64_t i = 0; i < count; i += 16)
+    store_first(output + i, mul(load_first(input + i, count - i, 0), set1(factor)), count - i);
 }
 
 static float chunk_max(const float* x, int64_t count, float* maxima) {
@@ -161,10 +163,16 @@ static float chunk_max(const float* x, int64_t count, float* maxima) {
   return reduce_max(largest);
 }
 
+/* exp((x - maximum) / temperature); a division by 1 changes nothing and is left out. */
+static inline F exp_term16(F x, F maximum, F temperature, bool divide) {
+  const F difference = sub(x, maximum);
+  return exp16(divide ? div(difference, temperature) : difference);
+}
+
 static void exp_terms(const float* x, float* output, int64_t count, float maximum, float temperature) {
   const F m = set1(maximum), t = set1(temperature);
   for (int64_t i = 0; i < count; i += 16) {
-    store_first(output + i, exp16(div(sub(load_first(x + i, count - i, 0), m), t)), count - i);
+    store_first(output + i, exp_term16(load_first(x + i, count - i, 0), m, t, temperature != 1), count - i);
   }
 }
 
@@ -174,14 +182,17 @@ static void chunk_exp_sums(const float* x, int64_t count, float maximum, float t
   for (int64_t chunk = 0; chunk * kChunk < count; chunk++) {
     const int64_t end = (chunk + 1) * kChunk < count ? (chunk + 1) * kChunk : count;
     F sum = zero();
-    for (int64_t i = chunk * kChunk; i < end; i += 16) sum = add(sum, exp16(div(sub(load_first(x + i, end - i, lowest), m), t)));
+    for (int64_t i = chunk * kChunk; i < end; i += 16) {
+      sum = add(sum, exp_term16(load_first(x + i, end - i, lowest), m, t, temperature != 1));
+    }
     sums[chunk] = reduce_add(sum);
   }
 }
 
 static int64_t count_greater(const float* x, int64_t count, float value) {
   int64_t greater = 0;
-  for (int64_t i = 0; i < count; i += 16) greater += count_greater16(load_first(x + i, count - i, -__builtin_inff()), set1(value));
+  for (int64_t i = 0; i < count; i += 16)
+    greater += count_greater16(load_first(x + i, count - i, -__builtin_inff()), set1(value));
   return greater;
 }
 

@@ -54,11 +54,13 @@ static inline __m256 lanes_between(int begin, int end) {
 }
 static inline F keep(F x, int begin, int end, float other) {
   const __m256 fill = _mm256_set1_ps(other);
-  return {_mm256_blendv_ps(fill, x.lo, lanes_between(begin, end)), _mm256_blendv_ps(fill, x.hi, lanes_between(begin - 8, end - 8))};
+  return {_mm256_blendv_ps(fill, x.lo, lanes_between(begin, end)),
+          _mm256_blendv_ps(fill, x.hi, lanes_between(begin - 8, end - 8))};
 }
 static inline F zero_below(F value, F x, float limit) {
   const __m256 edge = _mm256_set1_ps(limit);
-  return {_mm256_and_ps(_mm256_cmp_ps(x.lo, edge, _CMP_NLT_UQ), value.lo), _mm256_and_ps(_mm256_cmp_ps(x.hi, edge, _CMP_NLT_UQ), value.hi)};
+  return {_mm256_and_ps(_mm256_cmp_ps(x.lo, edge, _CMP_NLT_UQ), value.lo),
+          _mm256_and_ps(_mm256_cmp_ps(x.hi, edge, _CMP_NLT_UQ), value.hi)};
 }
 static inline __m256 pow2_8(__m256 n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
@@ -107,7 +109,8 @@ static inline F load_f8(const uint8_t* p) {
   const __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   const __m256i magnitude = _mm256_and_si256(x, _mm256_set1_epi16(0x7f));
   const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(x, _mm256_set1_epi16(0x80)), 8);
-  const __m256i nan = _mm256_and_si256(_mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7f)), _mm256_set1_epi16(0x7c00));
+  const __m256i nan =
+      _mm256_and_si256(_mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7f)), _mm256_set1_epi16(0x7c00));
   const __m256i half = _mm256_or_si256(_mm256_or_si256(_mm256_slli_epi16(magnitude, 7), sign), nan);
   return {_mm256_cvtph_ps(_mm256_castsi256_si128(half)), _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1))};
 }

@@ -21,7 +21,9 @@ static inline __mmask16 first(int64_t n) { return n >= 16 ? 0xffff : static_cast
 static inline F zero() { return _mm512_setzero_ps(); }
 static inline F set1(float x) { return _mm512_set1_ps(x); }
 static inline F load(const float* p) { return _mm512_loadu_ps(p); }
-static inline F load_first(const float* p, int64_t n, float other) { return _mm512_mask_loadu_ps(_mm512_set1_ps(other), first(n), p); }
+static inline F load_first(const float* p, int64_t n, float other) {
+  return _mm512_mask_loadu_ps(_mm512_set1_ps(other), first(n), p);
+}
 static inline void store(float* p, F x) { _mm512_storeu_ps(p, x); }
 static inline void store_first(float* p, F x, int64_t n) { _mm512_mask_storeu_ps(p, first(n), x); }
 static inline F add(F a, F b) { return _mm512_add_ps(a, b); }

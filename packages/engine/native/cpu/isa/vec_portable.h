@@ -7,8 +7,9 @@
 #define MOE_ISA portable
 
 /*
- * Sixteen floats as an array: the meaning of the functions that vec_avx2.h and vec_avx512.h write in intrinsics. Sums over lanes take
- * the same order everywhere: ((l0 + l8) + (l4 + l12)), and so on for l1, l2, l3, then (0 + 2) + (1 + 3).
+ * Sixteen floats as an array: the meaning of the functions that vec_avx2.h and vec_avx512.h write in intrinsics. Sums
+ * over lanes take the same order everywhere: ((l0 + l8) + (l4 + l12)), and so on for l1, l2, l3, then (0 + 2) + (1 +
+ * 3).
  */
 namespace moe::portable {
 
@@ -38,11 +39,13 @@ static inline F load_first(const float* p, int64_t n, float other) {
   std::memcpy(r.lane, p, static_cast<size_t>(n < 16 ? n : 16) * sizeof(float));
   return r;
 }
-static inline void store_first(float* p, F x, int64_t n) { std::memcpy(p, x.lane, static_cast<size_t>(n < 16 ? n : 16) * sizeof(float)); }
+static inline void store_first(float* p, F x, int64_t n) {
+  std::memcpy(p, x.lane, static_cast<size_t>(n < 16 ? n : 16) * sizeof(float));
+}
 
-#define MOE_LANEWISE(expression)                                  \
-  F r;                                                            \
-  for (int i = 0; i < 16; i++) r.lane[i] = (expression);          \
+#define MOE_LANEWISE(expression)                         \
+  F r;                                                   \
+  for (int i = 0; i < 16; i++) r.lane[i] = (expression); \
   return r
 
 static inline F add(F a, F b) { MOE_LANEWISE(a.lane[i] + b.lane[i]); }
@@ -58,9 +61,7 @@ static inline F min(F a, F b) { MOE_LANEWISE(a.lane[i] < b.lane[i] ? a.lane[i] :
 static inline F keep(F x, int begin, int end, float other) { MOE_LANEWISE(i >= begin && i < end ? x.lane[i] : other); }
 /* x < limit ? 0 : value; NaN in x keeps the value. */
 static inline F zero_below(F value, F x, float limit) { MOE_LANEWISE(x.lane[i] < limit ? 0.0f : value.lane[i]); }
-static inline float pow2_1(float n) {
-  return __builtin_bit_cast(float, (static_cast<int32_t>(n) + 127) << 23);
-}
+static inline float pow2_1(float n) { return __builtin_bit_cast(float, (static_cast<int32_t>(n) + 127) << 23); }
 /* 2^n for whole n in [-126, 127]; NaN gives anything. */
 static inline F pow2(F n) { MOE_LANEWISE(n.lane[i] == n.lane[i] ? pow2_1(n.lane[i]) : 0.0f); }
 
@@ -83,8 +84,8 @@ static inline F load_bf16(const uint8_t* p) {
 }
 
 /*
- * 32 bf16 as 16 words: the elements at even and at odd places, which costs two instructions; in order it would be four. What meets them must
- * be split into even and odd as well (split_pairs), and what comes of them joined (join_pairs).
+ * 32 bf16 as 16 words: the elements at even and at odd places, which costs two instructions; in order it would be four.
+ * What meets them must be split into even and odd as well (split_pairs), and what comes of them joined (join_pairs).
  */
 static inline void load_bf16_pairs(const uint8_t* p, F* even, F* odd) {
   uint32_t pairs[16], low[16], high[16];

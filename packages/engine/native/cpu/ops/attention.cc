@@ -5,13 +5,14 @@
 /*
  * Attention in pieces that threads can share without changing a bit.
  *
- * A tile is some neighbouring tokens of one sequence with all query heads of one key/value head, so that keys and values are read once
- * for all of them. Its context is walked in segments of kSegment positions; a segment's result (max, sum, output) is merged into
- * the running one in ascending order, as in online softmax (Milakov and Gimelshein 2018; segments as in Flash-Decoding, Dao et al. 2023).
- * What a row gets from a segment depends on that row alone, so neither the size of the tile nor who computes the segment matters.
+ * A tile is some neighbouring tokens of one sequence with all query heads of one key/value head, so that keys and
+ * values are read once for all of them. Its context is walked in segments of kSegment positions; a segment's result
+ * (max, sum, output) is merged into the running one in ascending order, as in online softmax (Milakov and Gimelshein
+ * 2018; segments as in Flash-Decoding, Dao et al. 2023). What a row gets from a segment depends on that row alone, so
+ * neither the size of the tile nor who computes the segment matters.
  *
- * Usually a thread takes whole tiles. Where there are too few of them for the threads, because few sequences decode, each segment is a
- * piece of work of its own, and merging comes afterwards.
+ * Usually a thread takes whole tiles. Where there are too few of them for the threads, because few sequences decode,
+ * each segment is a piece of work of its own, and merging comes afterwards.
  */
 namespace moe {
 namespace {
@@ -68,7 +69,8 @@ int64_t max_segments(const Attention& op, int64_t max_blocks_per_seq) {
 
 class AttentionRun {
  public:
-  AttentionRun(const Attention& op, const OpContext& context) : op_(op), context_(context), step_(context.step), shared_(context.workspace) {
+  AttentionRun(const Attention& op, const OpContext& context)
+      : op_(op), context_(context), step_(context.step), shared_(context.workspace) {
     Scratch count(nullptr);
     ThreadScratch(count, op.cache.head_dim);
     thread_bytes_ = count.used();
@@ -86,7 +88,8 @@ class AttentionRun {
     Scratch split(nullptr);
     split.take<int32_t>(few + 1);
     /* run() splits where there are fewer pairs of token and head than this, each with segments of its own. */
-    const int64_t segments = std::min(few, limits.max_num_tokens * op.cache.num_kv_heads) * max_segments(op, limits.max_blocks_per_seq);
+    const int64_t segments =
+        std::min(few, limits.max_num_tokens * op.cache.num_kv_heads) * max_segments(op, limits.max_blocks_per_seq);
     Partial::take(split, segments * group_size(op), op.cache.head_dim);
     return thread_bytes * num_threads + std::max(tiles.used(), split.used());
   }
@@ -133,7 +136,8 @@ class AttentionRun {
   void run_tiles(int64_t tile_tokens) {
     int32_t* starts = shared_.take<int32_t>(step_.num_seqs + 1);
     starts[0] = 0;
-    for (int64_t s = 0; s < step_.num_seqs; s++) starts[s + 1] = starts[s] + static_cast<int32_t>(tiles_of(s, tile_tokens) * kv_heads_);
+    for (int64_t s = 0; s < step_.num_seqs; s++)
+      starts[s + 1] = starts[s] + static_cast<int32_t>(tiles_of(s, tile_tokens) * kv_heads_);
     const int64_t count = starts[step_.num_seqs];
     const auto body = [&](int64_t begin, int64_t end, uint32_t thread) {
       ThreadScratch scratch = thread_scratch(thread);
@@ -141,7 +145,8 @@ class AttentionRun {
         const int64_t seq = std::upper_bound(starts, starts + step_.num_seqs + 1, i) - starts - 1;
         const int64_t within = i - starts[seq], tiles = tiles_of(seq, tile_tokens);
         const int64_t first = step_.query_starts[seq] + within % tiles * tile_tokens;
-        run_tile({seq, within / tiles, first, std::min<int64_t>(tile_tokens, step_.query_starts[seq + 1] - first)}, scratch);
+        run_tile({seq, within / tiles, first, std::min<int64_t>(tile_tokens, step_.query_starts[seq + 1] - first)},
+                 scratch);
       }
     };
     /* One short sequence is done before another thread would have looked up. */
@@ -157,7 +162,8 @@ class AttentionRun {
     for (int64_t segment = first_segment(tile.first_token); segment <= last; segment++) {
       attend_segment(tile, segment, scratch, scratch.segment);
       for (int64_t r = 0; r < rows; r++) {
-        if (scratch.begin[r] < scratch.end[r]) merge_row(scratch.running.at(r, head_dim_), scratch.segment.at(r, head_dim_));
+        if (scratch.begin[r] < scratch.end[r])
+          merge_row(scratch.running.at(r, head_dim_), scratch.segment.at(r, head_dim_));
       }
     }
     for (int64_t r = 0; r < rows; r++) {
@@ -177,23 +183,25 @@ class AttentionRun {
       for (int64_t i = begin; i < end; i++) {
         const int64_t token = std::upper_bound(starts, starts + tokens + 1, i) - starts - 1;
         const int64_t within = i - starts[token], segments = num_segments(token);
-        const int64_t seq = std::upper_bound(step_.query_starts, step_.query_starts + step_.num_seqs + 1, token) - step_.query_starts - 1;
+        const int64_t seq = std::upper_bound(step_.query_starts, step_.query_starts + step_.num_seqs + 1, token) -
+                            step_.query_starts - 1;
         const Tile tile{seq, within / segments, token, 1};
         attend_segment(tile, first_segment(token) + within % segments, scratch, partials.at(i * group_, head_dim_));
       }
     });
-    for_rows(context_, tokens * op_.num_heads, starts[tokens] * head_dim_ / (tokens * kv_heads_), [&](int64_t begin, int64_t end, uint32_t thread) {
-      const Partial running = thread_scratch(thread).running;
-      for (int64_t i = begin; i < end; i++) {
-        const int64_t token = i / op_.num_heads, head = i % op_.num_heads;
-        const int64_t first = starts[token] + head / group_ * num_segments(token);
-        start_row(head, running);
-        for (int64_t piece = first; piece < first + num_segments(token); piece++) {
-          merge_row(running, partials.at(piece * group_ + head % group_, head_dim_));
-        }
-        finish_row(token, head, running);
-      }
-    });
+    for_rows(context_, tokens * op_.num_heads, starts[tokens] * head_dim_ / (tokens * kv_heads_),
+             [&](int64_t begin, int64_t end, uint32_t thread) {
+               const Partial running = thread_scratch(thread).running;
+               for (int64_t i = begin; i < end; i++) {
+                 const int64_t token = i / op_.num_heads, head = i % op_.num_heads;
+                 const int64_t first = starts[token] + head / group_ * num_segments(token);
+                 start_row(head, running);
+                 for (int64_t piece = first; piece < first + num_segments(token); piece++) {
+                   merge_row(running, partials.at(piece * group_ + head % group_, head_dim_));
+                 }
+                 finish_row(token, head, running);
+               }
+             });
   }
 
   void attend_segment(const Tile& tile, int64_t segment, ThreadScratch& scratch, const Partial& result) {

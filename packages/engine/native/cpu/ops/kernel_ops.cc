@@ -62,7 +62,8 @@ std::string run(const Experts& op, const OpContext& context) {
 }
 
 uint64_t workspace_bytes(const Linear& op, const StepLimits& limits, uint32_t num_threads) {
-  return kernel_workspace(*op.kernel, op.rows == RowCount::kTokens ? limits.max_num_tokens : limits.max_logit_rows, num_threads);
+  return kernel_workspace(*op.kernel, op.rows == RowCount::kTokens ? limits.max_num_tokens : limits.max_logit_rows,
+                          num_threads);
 }
 
 uint64_t workspace_bytes(const Experts& op, const StepLimits& limits, uint32_t num_threads) {

@@ -26,7 +26,8 @@ struct OpContext {
 /* A dispatch costs about as much as this many elements of a memory-bound operator. */
 inline constexpr int64_t kInlineElements = 16384;
 
-/* Calls body(begin, end, thread) for intervals of rows: at once where there is little to do, over the pool otherwise. */
+/* Calls body(begin, end, thread) for intervals of rows: at once where there is little to do, over the pool otherwise.
+ */
 template <class Body>
 void for_rows(const OpContext& context, int64_t rows, int64_t elements_per_row, Body&& body) {
   if (rows <= 0) return;

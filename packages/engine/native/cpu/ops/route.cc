@@ -64,7 +64,8 @@ void limit_groups(const Route& op, const ChoiceScratch& scratch) {
   }
 }
 
-void choose(const Route& op, const Kernels& kernels, const float* logits, const ChoiceScratch& scratch, int32_t* ids, float* weights) {
+void choose(const Route& op, const Kernels& kernels, const float* logits, const ChoiceScratch& scratch, int32_t* ids,
+            float* weights) {
   const RoutingMethod& method = op.method;
   const int64_t experts = op.num_experts, k = op.top_k;
   const auto score = [&](float* values, int64_t count) {
@@ -80,7 +81,8 @@ void choose(const Route& op, const Kernels& kernels, const float* logits, const 
 
   for (int64_t j = 0; j < k; j++) {
     int64_t expert = largest(scratch.choice, experts);
-    /* Everything left is −Infinity or NaN: any expert will do that has not been taken, and the weights show what is wrong. */
+    /* Everything left is −Infinity or NaN: any expert will do that has not been taken, and the weights show what is
+     * wrong. */
     for (int64_t e = 0; std::find(ids, ids + j, expert) != ids + j; e++) expert = e;
     ids[j] = static_cast<int32_t>(expert);
     weights[j] = scratch.scores[expert];
@@ -93,7 +95,8 @@ void choose(const Route& op, const Kernels& kernels, const float* logits, const 
     const float weight = weights[j];
     const int32_t id = ids[j];
     int64_t place = j;
-    for (; place > 0 && (weights[place - 1] < weight || (weights[place - 1] == weight && ids[place - 1] > id)); place--) {
+    for (; place > 0 && (weights[place - 1] < weight || (weights[place - 1] == weight && ids[place - 1] > id));
+         place--) {
       weights[place] = weights[place - 1];
       ids[place] = ids[place - 1];
     }
@@ -102,14 +105,15 @@ void choose(const Route& op, const Kernels& kernels, const float* logits, const 
   }
   float sum = kLeastSum;
   for (int64_t j = 0; j < k; j++) sum += weights[j];
-  for (int64_t j = 0; j < k; j++) weights[j] *= method.renormalize ? method.scaling_factor / sum : method.scaling_factor;
+  for (int64_t j = 0; j < k; j++)
+    weights[j] *= method.renormalize ? method.scaling_factor / sum : method.scaling_factor;
 }
 
 }  // namespace
 
 /*
- * First the product of all tokens with all experts' rows, in pieces of kMaxQueryRows by kExpertTile so that also one token keeps all
- * threads reading; then the choice, token by token.
+ * First the product of all tokens with all experts' rows, in pieces of kMaxQueryRows by kExpertTile so that also one
+ * token keeps all threads reading; then the choice, token by token.
  */
 void run(const Route& op, const OpContext& context) {
   const int64_t tokens = context.step.num_tokens, experts = op.num_experts;
@@ -124,7 +128,8 @@ void run(const Route& op, const OpContext& context) {
   for_rows(context, expert_tiles * token_tiles, tile_elements, [&](int64_t begin, int64_t end, uint32_t) {
     for (int64_t i = begin; i < end; i++) {
       const int64_t expert = i % expert_tiles * kExpertTile, token = i / expert_tiles * kMaxQueryRows;
-      const int64_t num_experts = std::min(kExpertTile, experts - expert), num_tokens = std::min<int64_t>(kMaxQueryRows, tokens - token);
+      const int64_t num_experts = std::min(kExpertTile, experts - expert),
+                    num_tokens = std::min<int64_t>(kMaxQueryRows, tokens - token);
       float* output = logits + token * experts + expert;
       context.kernels.matmul_f32(op.input + token * op.hidden_size, op.hidden_size, static_cast<int32_t>(num_tokens),
                                  op.weight + expert * op.hidden_size, num_experts, op.hidden_size, output, experts);
@@ -138,7 +143,8 @@ void run(const Route& op, const OpContext& context) {
     Scratch memory(threads + thread_bytes * thread);
     const ChoiceScratch scratch(memory, op);
     for (int64_t t = begin; t < end; t++) {
-      choose(op, context.kernels, logits + t * experts, scratch, op.topk_ids + t * op.top_k, op.topk_weights + t * op.top_k);
+      choose(op, context.kernels, logits + t * experts, scratch, op.topk_ids + t * op.top_k,
+             op.topk_weights + t * op.top_k);
     }
   });
 }

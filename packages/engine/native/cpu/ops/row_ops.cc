@@ -36,7 +36,8 @@ void run(const Rope& op, const OpContext& context) {
     for (int64_t t = begin; t < end; t++) {
       const float* table = op.table + context.step.positions[t] * op.rotary_dim;
       float* heads = op.tensor + (t * op.row_width + op.column_offset);
-      for (int64_t h = 0; h < op.num_heads; h++) context.kernels.rope(heads + h * op.head_dim, table, op.rotary_dim, op.interleaved);
+      for (int64_t h = 0; h < op.num_heads; h++)
+        context.kernels.rope(heads + h * op.head_dim, table, op.rotary_dim, op.interleaved);
     }
   });
 }
@@ -55,19 +56,22 @@ void store_row(const Kernels& kernels, KvDType dtype, const float* input, uint8_
 
 void run(const KvStore& op, const OpContext& context) {
   const KvCache& cache = op.cache;
-  for_rows(context, context.step.num_tokens, 2 * cache.num_kv_heads * cache.head_dim, [&](int64_t begin, int64_t end, uint32_t) {
-    for (int64_t t = begin; t < end; t++) {
-      const int64_t slot = context.step.slots[t];
-      const float* row = op.tensor + t * op.row_width;
-      for (int64_t h = 0; h < cache.num_kv_heads; h++) {
-        const int64_t offset =
-            cache.row_offset(slot / cache.block_size, h * cache.block_size + slot % cache.block_size);
-        const int64_t column = h * cache.head_dim;
-        store_row(context.kernels, cache.dtype, row + op.key_offset + column, cache.keys + offset, cache.head_dim, cache.key_scale);
-        store_row(context.kernels, cache.dtype, row + op.value_offset + column, cache.values + offset, cache.head_dim, cache.value_scale);
-      }
-    }
-  });
+  for_rows(context, context.step.num_tokens, 2 * cache.num_kv_heads * cache.head_dim,
+           [&](int64_t begin, int64_t end, uint32_t) {
+             for (int64_t t = begin; t < end; t++) {
+               const int64_t slot = context.step.slots[t];
+               const float* row = op.tensor + t * op.row_width;
+               for (int64_t h = 0; h < cache.num_kv_heads; h++) {
+                 const int64_t offset =
+                     cache.row_offset(slot / cache.block_size, h * cache.block_size + slot % cache.block_size);
+                 const int64_t column = h * cache.head_dim;
+                 store_row(context.kernels, cache.dtype, row + op.key_offset + column, cache.keys + offset,
+                           cache.head_dim, cache.key_scale);
+                 store_row(context.kernels, cache.dtype, row + op.value_offset + column, cache.values + offset,
+                           cache.head_dim, cache.value_scale);
+               }
+             }
+           });
 }
 
 void run(const GatedActivationCommand& op, const OpContext& context) {

@@ -4,9 +4,9 @@
 #include <limits>
 
 /*
- * No vocabulary is sorted. One pass takes the maximum of every chunk of kChunk logits; the k-th largest of these maxima bounds the
- * k-th largest logit from below, so that few chunks need a closer look. top_p works on those tokens that could be in it at all, and there by
- * partitioning, like quickselect with sums instead of counts.
+ * No vocabulary is sorted. One pass takes the maximum of every chunk of kChunk logits; the k-th largest of these maxima
+ * bounds the k-th largest logit from below, so that few chunks need a closer look. top_p works on those tokens that
+ * could be in it at all, and there by partitioning, like quickselect with sums instead of counts.
  */
 namespace moe {
 namespace {
@@ -21,7 +21,9 @@ struct Candidate {
 };
 
 /* By falling logit, then by rising token. */
-bool before(const Candidate& a, const Candidate& b) { return a.logit > b.logit || (a.logit == b.logit && a.token < b.token); }
+bool before(const Candidate& a, const Candidate& b) {
+  return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
+}
 
 int64_t num_chunks(int64_t vocab_size) { return (vocab_size + kChunk - 1) / kChunk; }
 
@@ -34,9 +36,9 @@ struct RowScratch {
     partitioned = scratch.take<Candidate>(vocab_size);
     originals = scratch.take<float>(max_adjustments);
   }
-  float *maxima, *sums, *ordered; /* [num_chunks] */
+  float *maxima, *sums, *ordered;      /* [num_chunks] */
   Candidate *candidates, *partitioned; /* [vocab_size] */
-  float* originals; /* [max_adjustments] */
+  float* originals;                    /* [max_adjustments] */
 };
 
 class Row {
@@ -129,7 +131,8 @@ class Row {
   /* Backwards, so that a token adjusted twice gets its first value. */
   void restore() {
     const int32_t begin = step_.adjustment_starts[row_];
-    for (int32_t i = step_.adjustment_starts[row_ + 1]; i-- > begin;) logits_[step_.adjustments[i].token] = scratch_.originals[i - begin];
+    for (int32_t i = step_.adjustment_starts[row_ + 1]; i-- > begin;)
+      logits_[step_.adjustments[i].token] = scratch_.originals[i - begin];
   }
 
   int32_t choose() const {
@@ -147,14 +150,17 @@ class Row {
     return static_cast<int32_t>(token);
   }
 
-  float uniform() const { return sample_uniform(step_.seeds[row_], static_cast<uint64_t>(static_cast<int64_t>(step_.counters[row_]))); }
+  float uniform() const {
+    return sample_uniform(step_.seeds[row_], static_cast<uint64_t>(static_cast<int64_t>(step_.counters[row_])));
+  }
 
   /* Finds the chunk in which the cumulative sum passes, then the token in it. */
   int32_t choose_unfiltered() const {
     const float temperature = step_.temperatures[row_];
     kernels_.chunk_exp_sums(logits_, vocab_size_, largest_, temperature, scratch_.sums);
     const double target = total() * static_cast<double>(uniform());
-    /* Rounding may leave the sum short of the target: then it is the last chunk, and in it the last token, that can be. */
+    /* Rounding may leave the sum short of the target: then it is the last chunk, and in it the last token, that can be.
+     */
     int64_t chunk = 0;
     double before_chunk = 0, passed = 0;
     for (int64_t c = 0; c < num_chunks(vocab_size_) && passed <= target; c++) {
@@ -177,9 +183,22 @@ class Row {
   }
 
   int32_t choose_filtered() const {
-    int64_t count = apply_top_k();
-    weigh(count);
-    count = apply_top_p(count);
+    const int64_t k = step_.top_ks[row_];
+    const double top_p = step_.top_ps[row_];
+    int64_t count = 0;
+    double wanted = 0; /* weight that top_p asks for */
+    if (k > 0 && k < vocab_size_) {
+      count = keep_top_k(collect_best(k), k);
+      wanted = top_p * weigh(count);
+    } else if (top_p < 1) {
+      kernels_.chunk_exp_sums(logits_, vocab_size_, largest_, step_.temperatures[row_], scratch_.sums);
+      wanted = top_p * total();
+      count = collect_for_top_p(wanted);
+    } else {
+      count = collect(logit_of_weight(static_cast<double>(step_.min_ps[row_])));
+      weigh(count);
+    }
+    if (top_p < 1) count = keep_top_p(count, wanted);
     const float least = step_.min_ps[row_];
     double sum = 0;
     for (int64_t i = 0; i < count; i++) {
@@ -199,58 +218,59 @@ class Row {
     return token;
   }
 
-  /* Candidates: tokens not below the k-th largest logit, or, without top_k, those that top_p or min_p could keep. */
-  int64_t apply_top_k() const {
-    const int64_t k = step_.top_ks[row_];
-    if (k <= 0 || k >= vocab_size_) return collect(least_useful_logit());
-    const int64_t count = collect_best(k);
+  /* Drops candidates below the k-th largest logit; those equal to it stay. */
+  int64_t keep_top_k(int64_t count, int64_t k) const {
     std::copy_n(scratch_.candidates, count, scratch_.partitioned);
     std::nth_element(scratch_.partitioned, scratch_.partitioned + (k - 1), scratch_.partitioned + count, before);
     const float threshold = scratch_.partitioned[k - 1].logit;
-    const auto kept = std::remove_if(scratch_.candidates, scratch_.candidates + count, [&](const Candidate& c) { return c.logit < threshold; });
+    const auto kept = std::remove_if(scratch_.candidates, scratch_.candidates + count,
+                                     [&](const Candidate& c) { return c.logit < threshold; });
     return kept - scratch_.candidates;
   }
 
-  /*
-   * A token less likely than (1 - top_p) / vocab_size is never needed to reach top_p: all of those together weigh less than 1 - top_p.
-   * The sum of all weights is taken for the lower bound 1 that the largest alone gives, and the bound on weights doubled downwards for
-   * rounding. min_p bounds the weight directly.
-   */
-  float least_useful_logit() const {
-    double weight = step_.min_ps[row_];
-    const double top_p = step_.top_ps[row_];
-    if (top_p < 1) weight = std::max(weight, (1 - top_p) / static_cast<double>(vocab_size_));
-    if (weight <= 0) return kNever;
-    return largest_ + step_.temperatures[row_] * static_cast<float>(std::log(weight / 2));
+  /* A logit whose weight is a little less than this, so that rounding leaves nothing out; weight 0: no logit is too
+   * small. */
+  float logit_of_weight(double weight) const {
+    return weight <= 0 ? kNever : largest_ + step_.temperatures[row_] * static_cast<float>(std::log(weight / 2));
   }
 
-  void weigh(int64_t count) const {
+  /*
+   * Candidates whose weights together exceed what top_p wants, and with each all that are more probable. Usually tokens
+   * down to a small fraction of the most probable one's weight suffice; at last all are taken that could matter: tokens
+   * that weigh less than (1 - top_p) / vocab_size, where the most probable weighs 1, weigh too little even together.
+   */
+  int64_t collect_for_top_p(double wanted) const {
+    constexpr double kSafely = 1.0001;
+    for (const double weight : {0x1p-5, 0x1p-10, 0x1p-15}) {
+      const int64_t count = collect(logit_of_weight(weight));
+      if (weigh(count) > wanted * kSafely) return count;
+    }
+    const int64_t count =
+        collect(logit_of_weight((1 - static_cast<double>(step_.top_ps[row_])) / static_cast<double>(vocab_size_)));
+    weigh(count);
+    return count;
+  }
+
+  /* Gives each candidate its weight; returns their sum. */
+  double weigh(int64_t count) const {
     constexpr int64_t kBlock = 64;
     float values[kBlock];
+    double sum = 0;
     for (int64_t first = 0; first < count; first += kBlock) {
       const int64_t n = std::min(kBlock, count - first);
       Candidate* candidates = scratch_.candidates + first;
       for (int64_t i = 0; i < n; i++) values[i] = candidates[i].logit;
       kernels_.exp_terms(values, values, n, largest_, step_.temperatures[row_]);
-      for (int64_t i = 0; i < n; i++) candidates[i].weight = values[i];
+      for (int64_t i = 0; i < n; i++) {
+        candidates[i].weight = values[i];
+        sum += static_cast<double>(values[i]);
+      }
     }
-  }
-
-  /* What top_p is a share of: the weights of the top k, or of the whole vocabulary. */
-  double weight_before_top_p(int64_t count) const {
-    if (step_.top_ks[row_] <= 0 || step_.top_ks[row_] >= vocab_size_) {
-      kernels_.chunk_exp_sums(logits_, vocab_size_, largest_, step_.temperatures[row_], scratch_.sums);
-      return total();
-    }
-    double sum = 0;
-    for (int64_t i = 0; i < count; i++) sum += static_cast<double>(scratch_.candidates[i].weight);
     return sum;
   }
 
-  int64_t apply_top_p(int64_t count) const {
-    const double top_p = step_.top_ps[row_];
-    if (top_p >= 1) return count;
-    const double target = top_p * weight_before_top_p(count);
+  /* The smallest set of the most probable candidates that weighs as much as wanted, by rising token. */
+  int64_t keep_top_p(int64_t count, double wanted) const {
     Candidate* const all = scratch_.partitioned;
     std::copy_n(scratch_.candidates, count, all);
     /* Invariant: [0, low) is in the set and weighs `inside`; what comes from high on is not needed. */
@@ -261,7 +281,7 @@ class Row {
       std::nth_element(all + low, all + middle, all + high, before);
       double left = 0;
       for (int64_t i = low; i < middle; i++) left += static_cast<double>(all[i].weight);
-      if (inside + left >= target) {
+      if (inside + left >= wanted) {
         high = middle;
       } else {
         inside += left;
@@ -269,7 +289,8 @@ class Row {
       }
     }
     const Candidate last = all[low];
-    const auto kept = std::remove_if(scratch_.candidates, scratch_.candidates + count, [&](const Candidate& c) { return before(last, c); });
+    const auto kept = std::remove_if(scratch_.candidates, scratch_.candidates + count,
+                                     [&](const Candidate& c) { return before(last, c); });
     return kept - scratch_.candidates;
   }
 
