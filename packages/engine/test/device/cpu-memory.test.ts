@@ -17,7 +17,11 @@ describe('availableMemoryBytes', () => {
   };
 
   it('is what the cgroup leaves, where pages of files can be given back', () => {
-    write({ 'memory.max': '5000000\n', 'memory.current': '3000000\n', 'memory.stat': 'anon 900000\ninactive_file 1500000\nactive_file 7\n' });
+    write({
+      'memory.max': '5000000\n',
+      'memory.current': '3000000\n',
+      'memory.stat': 'anon 900000\ninactive_file 1500000\nactive_file 7\n',
+    });
     expect(availableMemoryBytes(folder)).to.equal(3_500_000);
   });
 
@@ -29,7 +33,9 @@ describe('availableMemoryBytes', () => {
   it('is what the machine has where the cgroup has no limit, or where there is none', () => {
     write({ 'memory.max': 'max\n', 'memory.current': '3000\n' });
     for (const place of [folder, join(folder, 'missing')]) {
-      expect(availableMemoryBytes(place)).to.be.greaterThan(0).and.to.be.closeTo(freemem(), freemem() / 2);
+      expect(availableMemoryBytes(place))
+        .to.be.greaterThan(0)
+        .and.to.be.closeTo(freemem(), freemem() / 2);
     }
   });
 });
