@@ -10,6 +10,7 @@ export * from './device-profiles.js';
 export * from './layer-spec.js';
 // The contract
 export * from './backend.js';
+export * from './priority-bands.js';
 export * from './plugin.js';
 // Reference encode and decode of every format
 export * from './quant/bf16.js';
@@ -22,6 +23,11 @@ export * from './quant/fp8.js';
 export * from './quant/input-quantization.js';
 export * from './quant/mxfp4.js';
 export * from './quant/nvfp4.js';
+// Packing weights for kernels
+export * from './layout/input-rows.js';
+export * from './layout/matrix-stack.js';
+export * from './layout/packed-layers.js';
+export * from './layout/swizzled-scales.js';
 // Checkpoints
 export { Checkpoint } from './checkpoint/checkpoint.js';
 export * from './checkpoint/config-reader.js';
