@@ -6,7 +6,10 @@ import tseslint from 'typescript-eslint';
 const forbidden = {
   core: ['@moe-server/engine', '@moe-server/backend-*', 'moe-server'],
   engine: ['@moe-server/backend-*', 'moe-server'],
-  'backend-cpu': ['@moe-server/engine', 'moe-server'],
+  'backend-b12x': ['@moe-server/engine', '@moe-server/backend-*', 'moe-server'],
+  'backend-cpu': ['@moe-server/engine', '@moe-server/backend-*', 'moe-server'],
+  'backend-cutlass': ['@moe-server/engine', '@moe-server/backend-*', 'moe-server'],
+  'backend-triton': ['@moe-server/engine', '@moe-server/backend-*', 'moe-server'],
   server: ['@moe-server/backend-*'],
 };
 
