@@ -29,7 +29,8 @@ export interface CpuDeviceOptions {
  * Limits: attention needs headDim a multiple of 16 and at most 64 query heads per key/value head. A kernel that is a JavaScript
  * function runs between two native calls, on the JavaScript thread.
  *
- * @throws {MoeError} MOE_PLUGIN_ADDON when the addon cannot be loaded; MOE_USAGE for features that the processor lacks.
+ * @throws {MoeError} MOE_PLUGIN_ADDON when the addon cannot be loaded; MOE_USAGE for features that the processor lacks or a number of
+ * threads that makes no sense.
  */
 export function createCpuDevice(options: CpuDeviceOptions = {}): Device {
   return new CpuDevice(options);
@@ -62,6 +63,9 @@ export async function measureBandwidth(options: {
   return rate / 1e9;
 }
 
+/** As native code has it. */
+const maxThreads = 1024;
+
 class CpuDevice implements Device {
   readonly info: CpuDeviceInfo;
   readonly #addon = loadCpuAddon();
@@ -82,6 +86,11 @@ class CpuDevice implements Device {
       });
     }
     const { numThreads = availableParallelism(), features = cpu.features, memoryBytes = availableMemoryBytes() } = options;
+    if (!Number.isInteger(numThreads) || numThreads < 1 || numThreads > maxThreads) {
+      throw new MoeError('MOE_USAGE', `The number of threads must be from 1 to ${String(maxThreads)}, got ${String(numThreads)}.`, {
+        numThreads,
+      });
+    }
     this.#memoryBytes = memoryBytes;
     this.#native = new this.#addon.CpuDevice(numThreads, features);
     this.info = {

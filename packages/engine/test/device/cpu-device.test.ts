@@ -103,6 +103,12 @@ const problem = cpuDeviceProblem();
       );
     });
 
+    it('refuses a number of threads that makes no sense', () => {
+      for (const numThreads of [0, -1, 1.5, 1025, NaN]) {
+        expect(thrownBy(() => createCpuDevice({ numThreads })).message).to.contain(`from 1 to 1024, got ${String(numThreads)}`);
+      }
+    });
+
     it('gives out zeroed memory and refuses more than there is', () => {
       const device = createCpuDevice({ numThreads: 1, memoryBytes: 5_000_000 });
       devices.push(device);
