@@ -2,7 +2,7 @@ import { copyFile, mkdir, open, writeFile } from 'node:fs/promises';
 import type { FileHandle } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { DType } from '../dtype.js';
-import { Random } from './random.js';
+import { Random } from '../random.js';
 import { checkpointModules } from './synthetic-model.js';
 import type { ModuleTensor, SyntheticModel } from './synthetic-model.js';
 import { modelConfig, quantizationConfigs } from './synthetic-config.js';

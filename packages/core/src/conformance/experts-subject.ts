@@ -4,13 +4,13 @@ import { schemeInfo } from '../quant/quant-scheme.js';
 import { expectEqual } from './comparison.js';
 import { expertWeightsOf, randomExperts, randomExpertsCall } from './layers.js';
 import type { RoutingPattern } from './layers.js';
-import { Random } from './random.js';
-import { referenceExperts } from './reference.js';
+import { Random } from '../random.js';
+import { referenceExperts } from '../reference/reference-layers.js';
 import type { Subject, SubjectCall } from './subject.js';
 import { invokeKernel } from './suite.js';
 import type { SuiteContext } from './suite.js';
 import { clampTo } from './sizes.js';
-import { toleranceFor } from './tolerance.js';
+import { toleranceFor } from '../reference/tolerance.js';
 
 /** The most tokens that a case brings. */
 export const mostTokens = 130;

@@ -1,6 +1,6 @@
 // The truth
-export * from './reference.js';
-export { inputQuantizationOf, prepareInput } from './reference-input.js';
+export * from '../reference/reference-layers.js';
+export { inputQuantizationOf, prepareInput } from '../reference/reference-input.js';
 // Suites for plugin authors
 export { describeMoeBackend } from './moe-suite.js';
 export type { MoeConformanceOptions } from './moe-suite.js';
@@ -11,11 +11,11 @@ export type { Skip, TestFunction, TestRunner } from './runner.js';
 export type { NativeRunner } from './subject.js';
 // The case tables and the allowed error, for benchmarks and support matrices
 export * from './cases.js';
-export * from './tolerance.js';
-export { measureError } from './comparison.js';
-export type { ErrorFigures } from './comparison.js';
+export * from '../reference/tolerance.js';
+export { measureError } from '../reference/error-figures.js';
+export type { ErrorFigures } from '../reference/error-figures.js';
 // Seeded random layers
-export * from './random.js';
+export * from '../random.js';
 export * from './random-weights.js';
 export * from './layers.js';
 // Whole checkpoints with random weights

@@ -2,7 +2,7 @@ import type { ExpertMatrices, ExpertsArgs, ExpertWeights, LinearArgs, LinearWeig
 import { singleRank } from '../layer-spec.js';
 import type { Activation, ExpertGroupSpec, LinearSpec } from '../layer-spec.js';
 import type { SchemeKey, SchemeRegistry } from '../quant/quant-scheme.js';
-import type { Random } from './random.js';
+import type { Random } from '../random.js';
 import { randomMatrix } from './random-weights.js';
 import type { RandomMatrixOptions } from './random-weights.js';
 

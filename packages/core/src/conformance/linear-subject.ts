@@ -3,13 +3,13 @@ import type { LinearSpec } from '../layer-spec.js';
 import { expectEqual } from './comparison.js';
 import { codeBytesPerWeight, mostTokens } from './experts-subject.js';
 import { linearWeightsOf, randomModules } from './layers.js';
-import { Random } from './random.js';
-import { referenceLinear } from './reference.js';
+import { Random } from '../random.js';
+import { referenceLinear } from '../reference/reference-layers.js';
 import { clampTo } from './sizes.js';
 import type { Subject } from './subject.js';
 import { invokeKernel } from './suite.js';
 import type { SuiteContext } from './suite.js';
-import { toleranceFor } from './tolerance.js';
+import { toleranceFor } from '../reference/tolerance.js';
 
 /** Packs a random linear for a rule and makes a kernel on it. */
 export async function openLinearSubject(

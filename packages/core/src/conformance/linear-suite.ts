@@ -7,7 +7,7 @@ import { linearCases, qualityCases } from './cases.js';
 import type { LinearCase } from './cases.js';
 import { linearSpec, randomRows } from './layers.js';
 import { openLinearSubject } from './linear-subject.js';
-import { Random } from './random.js';
+import { Random } from '../random.js';
 import { declare, declareSkipFaults, once, skipReason } from './runner.js';
 import { clampTo, sizeFor } from './sizes.js';
 import type { Subject, SubjectCall } from './subject.js';

@@ -7,7 +7,7 @@ import type { ExpertsCase, LayerVariant } from './cases.js';
 import { openExpertsSubject, randomCall } from './experts-subject.js';
 import { expertGroup } from './layers.js';
 import type { RoutingPattern } from './layers.js';
-import { Random } from './random.js';
+import { Random } from '../random.js';
 import { declare, declareSkipFaults, once, skipReason } from './runner.js';
 import { clampTo, sizeFor } from './sizes.js';
 import type { Subject } from './subject.js';

@@ -1,7 +1,7 @@
 import { SCHEME } from '../quant/quant-scheme.js';
 import type { QualityCaseId } from './cases.js';
 import { expectClose, expectSameBits, expectThat } from './comparison.js';
-import { inputQuantizationOf } from './reference-input.js';
+import { inputQuantizationOf } from '../reference/reference-input.js';
 import { runSubject, selectTokens } from './subject.js';
 import type { Subject, SubjectCall } from './subject.js';
 

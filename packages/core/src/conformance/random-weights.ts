@@ -1,6 +1,6 @@
 import { SCHEME } from '../quant/quant-scheme.js';
 import type { SchemeKey, SchemeRegistry } from '../quant/quant-scheme.js';
-import type { Random } from './random.js';
+import type { Random } from '../random.js';
 
 /**
  * Random weights in the formats of checkpoints. Codes are drawn, not encoded: every code occurs (−0, subnormals, the

@@ -3,7 +3,6 @@ import type {
   ExpertMatrices,
   ExpertSupportRule,
   Footprint,
-  Kernel,
   LinearBackend,
   LinearSupportRule,
   MoeBackend,
@@ -16,8 +15,8 @@ import { decodeWeights } from '../quant/decode-weights.js';
 import { SCHEME, schemeInfo, schemeKeys } from '../quant/quant-scheme.js';
 import type { SchemeKey, SchemeRegistry } from '../quant/quant-scheme.js';
 import type { LinearModule } from './layers.js';
-import { referenceExperts, referenceLinear } from './reference.js';
-import type { MatrixDecoder } from './reference.js';
+import { referenceExpertsKernel, referenceLinearKernel } from '../reference/reference-kernels.js';
+import type { MatrixDecoder } from '../reference/reference-layers.js';
 
 /**
  * A backend in plain TypeScript: the reference itself, as kernels. Runs every scheme of the core on any CPU, in float64, slowly. Tests and the
@@ -101,18 +100,7 @@ export function createReferenceMoeBackend(): MoeBackend {
     },
     createKernel: (group, rule, packed) => {
       const { matrices, decode } = handleOf<ExpertMatrices>(packed);
-      return Promise.resolve(
-        kernelOf({
-          type: 'js-experts',
-          run: (args) => {
-            writeOutput(
-              args.output,
-              referenceExperts({ ...args, group, arithmetic: rule.arithmetic, experts: matrices, decode }),
-              args.accumulate,
-            );
-          },
-        }),
-      );
+      return Promise.resolve(referenceExpertsKernel(group, rule.arithmetic, matrices, decode));
     },
   };
 }
@@ -142,18 +130,7 @@ export function createReferenceLinearBackend(): LinearBackend {
     unpack: (_linear, packed) => handleOf<LinearModule>(packed).matrices.map(({ matrix }) => matrix),
     createKernel: (linear, rule, packed) => {
       const { matrices, decode } = handleOf<LinearModule>(packed);
-      return Promise.resolve(
-        kernelOf({
-          type: 'js-linear',
-          run: (args) => {
-            writeOutput(
-              args.output,
-              referenceLinear({ ...args, linear, arithmetic: rule.arithmetic, modules: matrices, decode }),
-              args.accumulate,
-            );
-          },
-        }),
-      );
+      return Promise.resolve(referenceLinearKernel(linear, rule.arithmetic, matrices, decode));
     },
   };
 }
@@ -197,17 +174,6 @@ function packedWeights<T>(schemes: readonly string[], residentBytes: number, han
 /** Only this backend packs its layout, so it knows what hangs there. */
 function handleOf<T>(packed: PackedWeights): DecodedWeights<T> {
   return packed.handle as DecodedWeights<T>;
-}
-
-function kernelOf(entry: Kernel['entry']): Kernel {
-  return { entry, workspaceBytes: () => 0, dispose: () => undefined };
-}
-
-function writeOutput(output: Float32Array, contribution: Float64Array, accumulate: boolean): void {
-  for (let i = 0; i < contribution.length; i++) {
-    const value = contribution[i]!;
-    output[i] = accumulate ? output[i]! + value : value;
-  }
 }
 
 function expertsFootprint({ hiddenSize, moeIntermediateSize, schemes, experts, hasBias }: ExpertGroupSpec): Footprint {

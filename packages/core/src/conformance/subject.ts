@@ -1,6 +1,6 @@
 import type { Arithmetic } from '../arithmetic.js';
 import type { ExpertsArgs, Footprint, Kernel, LinearArgs, PackedWeights } from '../backend.js';
-import type { Tolerance } from './tolerance.js';
+import type { Tolerance } from '../reference/tolerance.js';
 import { expectSameBits, expectThat } from './comparison.js';
 
 /** One call of either kind of kernel. A linear has topK 0 and no slots. */

@@ -1,6 +1,6 @@
 import type { DType } from '../dtype.js';
 import { float32ToBf16 } from '../quant/bf16.js';
-import type { Random } from './random.js';
+import type { Random } from '../random.js';
 import { fillBf16, fillE4m3Codes, fillNvfp4BlockScales, nvfp4GlobalScale, fp8Scale } from './random-weights.js';
 
 /** Schemes that a modelopt export of Qwen3-MoE can have. */

@@ -1,5 +1,5 @@
 import { expect } from 'chai';
-import { Random } from '../../src/conformance/index.js';
+import { Random } from '../src/conformance/index.js';
 
 describe('Random', () => {
   it('gives the same numbers for the same seed, others for another', () => {
