@@ -14,6 +14,8 @@ export const errorCodes = {
   MOE_UNSUPPORTED_LAYERS: 'unsupported',
   MOE_UNSUPPORTED_ARCHITECTURE: 'unsupported',
   MOE_UNSUPPORTED_QUANTIZATION: 'unsupported',
+  MOE_UNSUPPORTED_PARALLEL: 'unsupported',
+  MOE_PLAN_MOVED: 'unsupported',
   // the model folder
   MOE_CHECKPOINT_NOT_FOUND: 'checkpoint',
   MOE_CHECKPOINT_CONFIG: 'checkpoint',
@@ -36,6 +38,7 @@ export const errorCodes = {
   MOE_DEVICE_LOST: 'device',
   // the command line
   MOE_USAGE: 'usage',
+  MOE_PLAN_FILE: 'usage',
   // us
   MOE_INTERNAL: 'internal',
 } as const satisfies Record<string, ErrorFamily>;

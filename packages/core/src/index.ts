@@ -43,6 +43,8 @@ export type { Preference, PreferenceScope, PreferenceSource } from './oracle/pre
 export { plan } from './oracle/plan.js';
 export { canonicalJson } from './oracle/plan-hash.js';
 export * from './oracle/explain.js';
+export * from './oracle/plan-diff.js';
+export * from './oracle/plan-file.js';
 export { formatBytes } from './oracle/memory.js';
 export { describeDevice } from './oracle/dimensions.js';
 export { prepareExperts, prepareLinear, type PrepareContext, type PrepareHost } from './oracle/prepare.js';

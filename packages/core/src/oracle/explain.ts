@@ -4,8 +4,9 @@ import { MoeError } from '../errors.js';
 import type { LayerRole, LayerSpec } from '../layer-spec.js';
 import { nearestMiss } from './because.js';
 import { describeDevice, listOf } from './dimensions.js';
+import { describeGroup, groupBy, orderOf } from './layer-groups.js';
 import { formatBytes } from './memory.js';
-import type { LayerPlan, Plan, RuleRefusal } from './plan-types.js';
+import type { Plan, RuleRefusal } from './plan-types.js';
 import { describeSource, type Preference } from './preferences.js';
 
 /** Whether a server may start on the plan: every layer has a kernel, and the sum fits. */
@@ -140,28 +141,4 @@ function explainBytes({ bytes, device }: Plan): MoeError {
       `${formatBytes(availableBytes ?? 0)} for them. No cheaper choice of kernels fits either; free memory, lower --max-num-batched-tokens, or use a device with more.`,
     { ...bytes, device },
   );
-}
-
-/** Experts before linears, the target before drafts. */
-function orderOf({ kind, role }: Pick<LayerPlan, 'kind' | 'role'>): readonly number[] {
-  return [kind === 'moe' ? 0 : 1, role === 'target' ? 0 : 1];
-}
-
-function describeGroup({ kind, role, scheme }: LayerPlan, layers: readonly LayerPlan[]): string {
-  const first = layers[0]?.name ?? '';
-  const last = layers[layers.length - 1]?.name ?? '';
-  const names = layers.length === 1 ? first : layers.length === 2 ? `${first}, ${last}` : `${first} … ${last}, ${layers.length} layers`;
-  return `${role === 'draft' ? 'draft ' : ''}${kind === 'moe' ? 'experts' : 'linear'} ${scheme} (${names})`;
-}
-
-/** In the order of the keys; each with its first member. */
-function groupBy<T>(items: readonly T[], keyOf: (item: T) => string): [first: T, all: readonly T[]][] {
-  const groups = new Map<string, [first: T, all: T[]]>();
-  for (const item of items) {
-    const key = keyOf(item);
-    const group = groups.get(key);
-    if (group === undefined) groups.set(key, [item, [item]]);
-    else group[1].push(item);
-  }
-  return [...groups.entries()].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, group]) => group);
 }
