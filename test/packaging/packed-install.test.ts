@@ -44,7 +44,10 @@ describe('the packed packages', function () {
       'moe-server',
       '@moe-server/core',
       '@moe-server/engine',
+      '@moe-server/backend-b12x',
       '@moe-server/backend-cpu',
+      '@moe-server/backend-cutlass',
+      '@moe-server/backend-triton',
       '@moe-server/model-pocket-dictionary',
     ];
     for (const name of names) {
@@ -67,7 +70,12 @@ describe('the packed packages', function () {
   });
 
   it('answer a chat over HTTP, started by npx with no compiler on the PATH', async () => {
-    const server = spawn(join(folder, 'bin/npx'), ['moe-server', 'start', '--port', '0'], { cwd: folder, env: environment() });
+    const server = spawn(join(folder, 'bin/npx'), ['moe-server', 'start', '--port', '0'], {
+      cwd: folder,
+      env: environment(),
+      // npx does not pass signals on: the whole group is ended.
+      detached: true,
+    });
     try {
       const address = await addressOf(server);
       const response = await fetch(`${address}/v1/chat/completions`, {
@@ -78,8 +86,9 @@ describe('the packed packages', function () {
       const body = (await response.json()) as { choices: { message: { content: string } }[] };
       expect(body.choices[0]?.message.content).to.match(/^Volcano is a noun/);
     } finally {
-      server.kill('SIGTERM');
-      await new Promise((resolve) => server.once('exit', resolve));
+      const closed = new Promise((resolve) => server.once('close', resolve));
+      if (server.pid !== undefined) process.kill(-server.pid, 'SIGTERM');
+      await closed;
     }
   });
 });

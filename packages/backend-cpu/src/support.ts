@@ -1,5 +1,5 @@
 import type { ActivationSupport, Arithmetic, CpuFeature, ExpertSupportRule, LinearSupportRule } from '@moe-server/core';
-import { deriveNumerics, schemeFamily, schemeInfo } from '@moe-server/core';
+import { deriveNumerics, schemeInfo } from '@moe-server/core';
 import type { InstructionSet } from './addon.js';
 import type { CpuScheme } from './formats.js';
 
@@ -110,17 +110,23 @@ export function factsOf(ruleId: string): RuleFacts {
 const instructionSetRank: Readonly<Record<InstructionSet, number>> = { avx512: 30, avx2: 20, portable: 10 };
 
 /**
- * Which of *same* and *wider* goes first where a scheme has both, by measurement: `node bench/kernels.mjs --threads 1 --cpu-time`, experts of
- * Qwen3-30B-A3B's shape on one Zen 4 core. NVFP4, same against wider: 23.5 and 21.7 GB/s with one token, 234 and 167 Gop/s with 256,
- * because whole numbers multiply twice as fast. FP8: 23.2 and 22.9 GB/s, 163 and 164 Gop/s: both run through the same bf16 products, so
- * quantizing the input saves nothing, and the more accurate one goes first.
+ * What `auto` takes where a scheme has both: *wider*, by speed and by the evaluation files together.
+ *
+ * Speed (`node bench/kernels.mjs --threads 1 --cpu-time`, experts of Qwen3-30B-A3B's shape, one Zen 4 core), same against wider. NVFP4: 23.5 and
+ * 21.7 GB/s with one token, 234 and 167 Gop/s with 256, because whole numbers multiply twice as fast. FP8: 23.2 and 22.9 GB/s, 163 and 164
+ * Gop/s: both run through the same bf16 products.
+ *
+ * Evaluation (test/e2e/pocket-dictionary.test.ts): rounding inputs costs 1.1 % of the total likelihood (32,327 nats weight-only, 32,682 with rounded
+ * inputs, by the recorded reference); *wider* reproduces the weight-only total to 0.04 % and all 20 continuations.
+ *
+ * Decode gains nothing from *same*, so the better text goes first; `--numerics.nvfp4 same` buys 1.4 times the prefill.
  */
-const preferred: Readonly<Record<string, 'same' | 'wider'>> = { nvfp4: 'same', fp8: 'wider' };
+const preferred = 'wider';
 
 /** The default order: the widest instruction set, then the preferred numerics. */
 export function priorityOf(scheme: CpuScheme, rule: ExpertSupportRule<CpuScheme> | LinearSupportRule<CpuScheme>): number {
   const info = schemeInfo(scheme);
   const numerics = info === undefined ? 'approximate' : deriveNumerics(info, rule.arithmetic);
-  const isPreferred = preferred[schemeFamily(scheme)] === numerics;
+  const isPreferred = numerics === preferred;
   return instructionSetRank[factsOf(rule.id).isa] + (isPreferred ? 1 : 0);
 }
