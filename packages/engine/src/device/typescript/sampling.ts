@@ -20,8 +20,10 @@ export function sample(command: SampleCommand, limits: StepLimits): Operator {
       const x = logits.subarray(row * vocabSize, (row + 1) * vocabSize);
       unmodified.set(x);
       const target = inputs.targets[row] ?? -1;
-      const tokenId = target >= 0 ? target : choose(x, inputs, row);
       const normalizer = logSumExp(unmodified);
+      const hasDistribution = !Number.isNaN(normalizer);
+      const chosen = target >= 0 ? target : choose(x, inputs, row);
+      const tokenId = hasDistribution ? chosen : -1;
       tokenIds[row] = tokenId;
       logprobs[row] = (unmodified[tokenId] ?? NaN) - normalizer;
       ranks[row] = tokenId < 0 ? 0 : rankOf(unmodified, tokenId);
@@ -152,9 +154,10 @@ function largestIds(x: Float32Array | Float64Array, count: number): number[] {
   return ids.sort((a, b) => x[b]! - x[a]! || a - b).slice(0, count);
 }
 
+/** NaN where there is no distribution: a NaN or +Infinity among the logits, or nothing above −Infinity. */
 function logSumExp(x: Float32Array): number {
   const maximum = x[argmax(x)] ?? -Infinity;
   let sum = 0;
-  for (const value of x) if (!Number.isNaN(value)) sum += Math.exp(value - maximum);
+  for (const value of x) sum += Math.exp(value - maximum);
   return maximum + Math.log(sum);
 }

@@ -160,6 +160,13 @@ describe('sample on the TypeScript device', () => {
   });
 
   it('reports −1 where no logit is usable', async () => {
+    for (const bad of [NaN, Infinity]) {
+      const logits = Array<number>(vocabSize).fill(0);
+      logits[3] = bad;
+      const { tokenId, logprob, rank } = await sampleRow(logits);
+      expect([tokenId, rank], String(bad)).to.deep.equal([-1, 0]);
+      expect(logprob, String(bad)).to.satisfy(Number.isNaN);
+    }
     expect((await sampleRow(Array<number>(vocabSize).fill(NaN))).tokenId).to.equal(-1);
   });
 });
