@@ -1,21 +1,8 @@
 /**
- * From a plan to kernels. The one place where a backend's scheme type, erased in the registry, is put back, so the one place that has to prove it:
- * the rules are evaluated again, every matrix is checked by its brand when it is read, and so is what `pack` returns.
+ * From a plan to kernels. The plan may be an old file, so the rules are evaluated again before anything is read; what `pack` returns is checked by
+ * its brand, as the matrices are on their way in (narrowed-layer.ts).
  */
-import type {
-  ExpertSupportRule,
-  ExpertWeights,
-  Kernel,
-  KernelContext,
-  LinearBackend,
-  LinearSupportRule,
-  LinearWeights,
-  MoeBackend,
-  PackContext,
-  PackedWeights,
-  Refusal,
-  SupportRule,
-} from '../backend.js';
+import type { ExpertWeights, Kernel, KernelContext, LinearWeights, PackContext, PackedWeights, Refusal, SupportRule } from '../backend.js';
 import { MoeError, isMoeError, messageOf } from '../errors.js';
 import type { Hooks } from '../hooks.js';
 import type { ExpertGroupSpec, LayerSpec, LinearSpec } from '../layer-spec.js';
@@ -24,6 +11,7 @@ import { refusal } from './dimensions.js';
 import type { ErasedBackend, ErasedLinearBackend, ErasedMoeBackend } from './erased-backend.js';
 import { coverageRefusals, findPacker, missingKernel } from './evaluate.js';
 import { linearKind, moeKind, type LayerKind } from './layer-kind.js';
+import { narrowExperts, narrowLinear, type NarrowedLayer } from './narrowed-layer.js';
 import type { Binding, LayerPlan } from './plan-types.js';
 import { PackShare, preparedLayer, type PreparedBinding, type PreparedLayer } from './prepared-layer.js';
 
@@ -35,7 +23,13 @@ export interface PrepareHost {
 }
 
 /** `maxNumTokens`: the most tokens that one call of the layer will bring; not above the plan's. */
-export type PrepareContext = PackContext & KernelContext;
+export interface PrepareContext extends PackContext, KernelContext {
+  /**
+   * Makes kernels that run the declared arithmetic of the bound rules in plain functions, through the weights packed and unpacked by their backend.
+   * Whether a kernel is built does not matter then. `device` is the simulated one.
+   */
+  readonly simulate?: boolean;
+}
 
 /**
  * Packs a group's weights and makes the kernels that its plan binds. Bindings of one layout share one pack. When anything fails, what was made
@@ -51,10 +45,7 @@ export async function prepareExperts(
   weights: ExpertWeights,
   context: PrepareContext,
 ): Promise<PreparedLayer> {
-  return prepare(moeKind, host.moeBackends, host.hooks, layerPlan, group, context, {
-    pack: (erased, rule) => packExperts(erased, rule, group, weights, context),
-    createKernel: (erased, rule, packed, kernelContext) => expertsKernel(erased, rule, group, packed, kernelContext),
-  });
+  return prepare(moeKind, host.moeBackends, host.hooks, layerPlan, group, context, narrowExperts(group, weights, context));
 }
 
 /** As {@link prepareExperts}, for a linear. */
@@ -65,19 +56,10 @@ export async function prepareLinear(
   weights: LinearWeights,
   context: PrepareContext,
 ): Promise<PreparedLayer> {
-  return prepare(linearKind, host.linearBackends, host.hooks, layerPlan, linear, context, {
-    pack: (erased, rule) => packLinear(erased, rule, linear, weights, context),
-    createKernel: (erased, rule, packed, kernelContext) => linearKernel(erased, rule, linear, packed, kernelContext),
-  });
+  return prepare(linearKind, host.linearBackends, host.hooks, layerPlan, linear, context, narrowLinear(linear, weights, context));
 }
 
 type Rules = SupportRule<SchemeKey>;
-
-/** The two calls into a backend, with its scheme type put back inside. */
-interface Narrowed<Spec extends LayerSpec, Rule extends Rules> {
-  readonly pack: (erased: ErasedBackend<Spec, Rule>, rule: Rule) => Promise<PackedWeights>;
-  readonly createKernel: (erased: ErasedBackend<Spec, Rule>, rule: Rule, packed: PackedWeights, context: KernelContext) => Promise<Kernel>;
-}
 
 async function prepare<Spec extends LayerSpec, Rule extends Rules>(
   kind: LayerKind<Spec, Rule>,
@@ -86,7 +68,7 @@ async function prepare<Spec extends LayerSpec, Rule extends Rules>(
   layerPlan: LayerPlan,
   spec: Spec,
   context: PrepareContext,
-  narrowed: Narrowed<Spec, Rule>,
+  layer: NarrowedLayer<Spec, Rule>,
 ): Promise<PreparedLayer> {
   checkPlan(layerPlan, spec, context);
   const packs = new Map<string, PackShare>();
@@ -101,7 +83,7 @@ async function prepare<Spec extends LayerSpec, Rule extends Rules>(
       let share = packs.get(rule.layout);
       if (share === undefined) {
         const packed = await contained(context, `packing weights by ${packer.erased.name}/${packer.rule.id} for ${where}`, () =>
-          narrowed.pack(packer.erased, packer.rule),
+          layer.pack(packer.erased, packer.rule),
         );
         share = new PackShare(packed);
         packs.set(rule.layout, share);
@@ -109,8 +91,8 @@ async function prepare<Spec extends LayerSpec, Rule extends Rules>(
       }
       const { packed } = share;
       const kernelContext = { device: context.device, maxNumTokens: Math.min(binding.tokens.max, context.maxNumTokens) };
-      const kernel = await contained(context, `making the kernel ${where}`, () =>
-        narrowed.createKernel(erased, rule, packed, kernelContext),
+      const kernel = await contained(context, `making the kernel ${where}`, async () =>
+        context.simulate === true ? layer.simulate(packer.erased, rule, packed) : layer.createKernel(erased, rule, packed, kernelContext),
       );
       checkEntry(kernel, where);
       bindings.push({ binding, kernel: share.use(kernel), packed: share.handle });
@@ -120,9 +102,9 @@ async function prepare<Spec extends LayerSpec, Rule extends Rules>(
     for (const share of packs.values()) share.release();
     throw error;
   }
-  const layer = preparedLayer(layerPlan.name, bindings, [...packs.values()]);
-  hooks.layerPrepared.call(layerPlan, layer.residentBytes);
-  return layer;
+  const prepared = preparedLayer(layerPlan.name, bindings, [...packs.values()]);
+  hooks.layerPrepared.call(layerPlan, prepared.residentBytes);
+  return prepared;
 }
 
 function checkPlan(layerPlan: LayerPlan, spec: LayerSpec, { maxNumTokens }: PrepareContext): void {
@@ -155,7 +137,7 @@ function findCovering<Spec extends LayerSpec, Rule extends Rules>(
   registry: readonly ErasedBackend<Spec, Rule>[],
   spec: Spec,
   binding: Binding,
-  { device, maxNumTokens }: PrepareContext,
+  { device, maxNumTokens, simulate = false }: PrepareContext,
 ): { readonly erased: ErasedBackend<Spec, Rule>; readonly rule: Rule } {
   const erased = registry.find(({ name }) => name === binding.backend);
   const rule = erased?.rules.find(({ id }) => id === binding.rule);
@@ -174,7 +156,7 @@ function findCovering<Spec extends LayerSpec, Rule extends Rules>(
       ),
     );
   }
-  const missing = missingKernel(erased, rule);
+  const missing = simulate ? undefined : missingKernel(erased, rule);
   if (missing !== undefined)
     refusals.push(refusal('notBuilt', `its kernel is not built here: ${missing.replace(/\.\s*$/, '')}`, true, false));
   if (refusals.length > 0) throw uncovered(spec, binding, refusals);
@@ -233,114 +215,4 @@ function checkEntry(kernel: Kernel, where: string): void {
     `making the kernel ${where}: its entry must be of type native, js-experts or js-linear; it is ${String(type)}.`,
     { kernel: where },
   );
-}
-
-/** @throws {MoeError} MOE_PLUGIN_BRAND when a matrix is not of the scheme that the rules were evaluated for. */
-function checkBrand(
-  matrix: { readonly [SCHEME]?: unknown },
-  expected: SchemeKey,
-  backend: string,
-  rule: string,
-  layer: string,
-  part: string,
-): void {
-  const got = matrix[SCHEME];
-  if (got === expected) return;
-  throw new MoeError(
-    'MOE_PLUGIN_BRAND',
-    `${layer}, ${part}: the weights are branded ${String(got)}, but the backend "${backend}" (rule ${rule}) was bound to ${expected}. They are not handed over.`,
-    { backend, rule, layer, part, expected, got: String(got) },
-  );
-}
-
-/**
- * Puts the scheme type back. Sound for these reasons together: the rule covers the group's schemes (asked again by the caller), and every matrix
- * is checked against the group's schemes before the backend sees it. The widest type stands for the schemes that only the run time knows.
- */
-async function packExperts(
-  erased: ErasedBackend<ExpertGroupSpec, ExpertSupportRule>,
-  { id }: ExpertSupportRule,
-  group: ExpertGroupSpec,
-  weights: ExpertWeights,
-  context: PrepareContext,
-): Promise<PackedWeights> {
-  const backend = erased.implementation as MoeBackend;
-  if (weights.numExperts !== group.experts.length) {
-    throw new MoeError('MOE_INTERNAL', `${group.name} has ${group.experts.length} experts, its weights ${weights.numExperts}.`, {
-      layer: group.name,
-    });
-  }
-  const checked = {
-    numExperts: weights.numExperts,
-    expert: async (slot: number) => {
-      const expert = await weights.expert(slot);
-      const { w13, w2 } = group.schemes;
-      for (const [part, scheme] of [
-        ['gate', w13],
-        ['up', w13],
-        ['down', w2],
-      ] as const) {
-        checkBrand(expert[part], scheme, erased.name, id, group.name, `expert ${String(group.experts[slot])} ${part}`);
-      }
-      return expert;
-    },
-  };
-  return backend.pack(group, ownRule(backend.rules, id), checked, context);
-}
-
-async function expertsKernel(
-  erased: ErasedBackend<ExpertGroupSpec, ExpertSupportRule>,
-  { id }: ExpertSupportRule,
-  group: ExpertGroupSpec,
-  packed: PackedWeights,
-  context: KernelContext,
-): Promise<Kernel> {
-  const backend = erased.implementation as MoeBackend;
-  return backend.createKernel(group, ownRule(backend.rules, id), packed, context);
-}
-
-/** As {@link packExperts}. */
-async function packLinear(
-  erased: ErasedBackend<LinearSpec, LinearSupportRule>,
-  { id }: LinearSupportRule,
-  linear: LinearSpec,
-  weights: LinearWeights,
-  context: PrepareContext,
-): Promise<PackedWeights> {
-  const backend = erased.implementation as LinearBackend;
-  if (weights.numModules !== linear.modules.length) {
-    throw new MoeError('MOE_INTERNAL', `${linear.name} has ${linear.modules.length} modules, its weights ${weights.numModules}.`, {
-      layer: linear.name,
-    });
-  }
-  const checked = {
-    numModules: weights.numModules,
-    module: async (index: number) => {
-      const module = await weights.module(index);
-      checkBrand(module.matrix, linear.scheme, erased.name, id, linear.name, linear.modules[index]?.name ?? `module ${index}`);
-      return module;
-    },
-  };
-  return backend.pack(linear, ownRule(backend.rules, id), checked, context);
-}
-
-async function linearKernel(
-  erased: ErasedBackend<LinearSpec, LinearSupportRule>,
-  { id }: LinearSupportRule,
-  linear: LinearSpec,
-  packed: PackedWeights,
-  context: KernelContext,
-): Promise<Kernel> {
-  const backend = erased.implementation as LinearBackend;
-  return backend.createKernel(linear, ownRule(backend.rules, id), packed, context);
-}
-
-/** The backend's own rule object, which its functions may know by identity. */
-function ownRule<Rule extends { readonly id: string }>(rules: readonly Rule[], id: string): Rule {
-  const rule = rules.find((one) => one.id === id);
-  if (rule === undefined)
-    throw new MoeError('MOE_PLUGIN_RULE', `The rule "${id}" was registered and is gone; rules must not change after registration.`, {
-      rule: id,
-    });
-  return rule;
 }
