@@ -38,6 +38,8 @@ export interface LoadModelOptions {
   readonly maxNumTokens: number;
   /** Positions that a sequence can reach. */
   readonly maxPositions: number;
+  /** The plan is for a device that is not here: its kernels' declared arithmetic runs in plain functions. Default false. */
+  readonly simulate?: boolean;
   readonly onProgress?: (progress: LoadProgress) => void;
   readonly signal?: AbortSignal;
 }
@@ -222,11 +224,12 @@ class CheckpointWeights implements WeightSource {
   }
 
   #context(layer: string): PrepareContext {
-    const { device, maxNumTokens, signal } = this.#options;
+    const { device, maxNumTokens, plan, simulate = false, signal } = this.#options;
     signal?.throwIfAborted();
     return {
-      device: device.info,
+      device: simulate ? plan.device : device.info,
       maxNumTokens,
+      simulate,
       onProgress: (bytesRead) => {
         this.#progress(layer, bytesRead);
       },

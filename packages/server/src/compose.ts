@@ -3,6 +3,7 @@ import {
   Checkpoint,
   createPluginHost,
   describeModel,
+  deviceProfile,
   explainUnserved,
   isMoeError,
   loadPlugin,
@@ -49,7 +50,12 @@ import { seedSequence } from './seed-sequence.js';
  */
 
 /** Plugins that belong to the server. A missing one is a problem to report, not a reason to stop. */
-export const builtInPlugins: readonly string[] = ['@moe-server/backend-cpu'];
+export const builtInPlugins: readonly string[] = [
+  '@moe-server/backend-cpu',
+  '@moe-server/backend-b12x',
+  '@moe-server/backend-cutlass',
+  '@moe-server/backend-triton',
+];
 
 export interface PluginOptions {
   /** Names or paths of further plugins; one that cannot be used is an error. */
@@ -65,6 +71,8 @@ export interface DeviceOptions {
   readonly device?: 'cpu' | 'reference';
   /** Default: one per available processor. */
   readonly threads?: number | undefined;
+  /** Device whose kernels are simulated, by a name that `plan --as` takes. */
+  readonly simulate?: string | undefined;
 }
 
 export interface PlanOptions {
@@ -143,8 +151,10 @@ export async function loadPlugins(settings: PluginOptions & DeviceOptions, log: 
 }
 
 /** @throws {MoeError} MOE_PLUGIN_ADDON when the native code of the device cannot be loaded. */
-export function createDevice({ device = 'cpu', threads }: DeviceOptions): Device {
-  return device === 'reference' ? createTypescriptDevice() : createCpuDevice(threads === undefined ? {} : { numThreads: threads });
+export function createDevice({ device = 'cpu', threads, simulate }: DeviceOptions): Device {
+  // Simulated kernels are plain functions, and a step of those gains nothing from native code around them.
+  if (device === 'reference' || simulate !== undefined) return createTypescriptDevice();
+  return createCpuDevice(threads === undefined ? {} : { numThreads: threads });
 }
 
 /** The device that a plan is for; where the native code is missing, what can be said of this machine without it. */
@@ -197,6 +207,10 @@ export async function createEngine(settings: EngineSettings, observer: EngineObs
       `needs a token of each step. Raise the one or lower the other.`;
     throw new MoeError('MOE_USAGE', message, { maxNumSeqs, maxNumBatchedTokens });
   }
+  if (settings.simulate !== undefined && settings.device === 'reference') {
+    const message = `--simulate ${settings.simulate} and --device reference contradict each other: a simulated device runs its own kernels' arithmetic. Leave one out.`;
+    throw new MoeError('MOE_USAGE', message, { simulate: settings.simulate });
+  }
   const { host, problems } = await loadPlugins(settings, log);
   onPlugins?.(host, problems);
   const checkpoint = await Checkpoint.open(settings.model);
@@ -206,7 +220,9 @@ export async function createEngine(settings: EngineSettings, observer: EngineObs
     const description = describeModel(checkpoint);
     const device = createDevice(settings);
     cleanups.unshift(device.dispose);
-    const plan = makePlan(host, description, device.info, settings);
+    const isSimulated = settings.simulate !== undefined;
+    const planned = settings.simulate === undefined ? device.info : deviceProfile(settings.simulate);
+    const plan = makePlan(host, description, planned, settings, isSimulated);
     requireServable(plan);
     onPlan?.(plan, description, config);
 
@@ -237,6 +253,7 @@ export async function createEngine(settings: EngineSettings, observer: EngineObs
       config,
       maxNumTokens: limits.maxNumTokens,
       maxPositions: maxModelLen,
+      simulate: isSimulated,
       ...(onProgress === undefined ? {} : { onProgress }),
       ...(signal === undefined ? {} : { signal }),
     });
@@ -259,7 +276,7 @@ export async function createEngine(settings: EngineSettings, observer: EngineObs
     const info: ModelInfo = {
       architecture: config.architecture,
       quantization: description.quantization,
-      device: device.info.name,
+      device: isSimulated ? `${planned.name}, simulated` : device.info.name,
       vocabSize: config.vocabSize,
       maxModelLen,
       maxNumSeqs,
@@ -298,6 +315,8 @@ function requireServable(plan: Plan): void {
   const unserved = plan.unserved.filter((name) => roles.get(name) === 'target');
   if (unserved.length > 0) throw explainUnserved({ ...plan, layers: plan.layers.filter(({ role }) => role === 'target'), unserved });
   if (!plan.bytes.fits) throw explainUnserved({ ...plan, unserved: [] });
+  // A plan that assumes every kernel built is one for simulation.
+  if (plan.assumesBuilt) return;
   const missing = plan.layers.find(({ role, bindings }) => role === 'target' && bindings.some(({ built }) => !built));
   if (missing !== undefined) throw new MoeError('MOE_INTERNAL', `${missing.name} is bound to a kernel that is not built.`);
 }

@@ -57,7 +57,8 @@ export async function start(config: ServerConfig, terminal: Terminal): Promise<n
   const engine: ForkedEngine = new ForkedEngine({
     settings: engineSettings(config, directory),
     logLevel: config.logLevel === 'info' ? 'warn' : config.logLevel,
-    ...(config.device === 'reference' ? { silenceMs: Number.POSITIVE_INFINITY } : {}),
+    // Plain functions keep the engine's thread busy for as long as a step takes.
+    ...(config.device === 'reference' || config.simulate !== undefined ? { silenceMs: Number.POSITIVE_INFINITY } : {}),
     observer: {
       onMessage: (message: EngineMessage) => {
         if (message.type === 'heartbeat') metrics.observeEngine(message.metrics);
@@ -132,12 +133,12 @@ export async function start(config: ServerConfig, terminal: Terminal): Promise<n
 
 function engineSettings(config: ServerConfig, directory: string): EngineSettings {
   const { maxModelLen, maxNumSeqs, maxNumBatchedTokens, kvCacheDtype, kvCacheMemoryBytes, enablePrefixCaching } = config;
-  const { device, threads, plugin, plugins, preferences, numericsPolicy, seed, generationConfig } = config;
+  const { device, threads, simulate, plugin, plugins, preferences, numericsPolicy, seed, generationConfig } = config;
   return {
     model: directory,
     directory: process.cwd(),
     ...{ maxModelLen, maxNumSeqs, maxNumBatchedTokens, kvCacheDtype, kvCacheMemoryBytes, enablePrefixCaching },
-    ...{ device, threads, plugin, plugins, preferences, numericsPolicy, seed, generationConfig },
+    ...{ device, threads, simulate, plugin, plugins, preferences, numericsPolicy, seed, generationConfig },
   };
 }
 

@@ -206,6 +206,15 @@ export const options = {
     default: 'cpu',
     commands: everywhere,
   }),
+  simulate: spec<string | undefined>({
+    name: 'simulate',
+    placeholder: 'DEVICE',
+    description: 'bind kernels as this device would (gb10, h100, sm_90, …) and compute what they declare, on any machine; very slow',
+    group: 'Kernels',
+    parse: text,
+    default: absent,
+    defaultText: 'serve on this machine',
+  }),
   threads: spec<number | undefined>({
     name: 'threads',
     placeholder: 'N',

@@ -1,4 +1,4 @@
-import { formatBytes } from '@moe-server/core';
+import { describeDevice, formatBytes } from '@moe-server/core';
 import type { EngineMessage, ModelInfo } from '../engine-protocol.js';
 import { createProgress } from './progress.js';
 import type { Progress } from './progress.js';
@@ -37,6 +37,13 @@ export class StartReport {
         planLines(message.plan, this.out.columns === undefined ? undefined : this.out.columns - labelWidth).forEach((text, index) => {
           this.line(index === 0 ? 'plan' : '', text);
         });
+        if (message.plan.assumesBuilt) {
+          this.line(
+            'device',
+            paint(this.out, 'yellow', `${describeDevice(message.plan.device)}, simulated: every kernel's declared arithmetic,`),
+          );
+          this.line('', paint(this.out, 'yellow', 'in TypeScript. Slow: for trying a plan and judging kernels, not for serving.'));
+        }
         for (const notice of message.plan.notices) this.line('', paint(this.out, 'yellow', notice));
         return;
       case 'progress':
