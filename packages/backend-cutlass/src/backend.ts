@@ -87,7 +87,8 @@ export class CutlassLinearBackend implements LinearBackend<CutlassScheme> {
   ): Promise<PackedWeights> => packLinear(layout, linear, weights, context);
 
   readonly unpack = (linear: LinearSpec, packed: PackedWeights): readonly SchemeRegistry[CutlassScheme][] =>
-    unpackLinear<CutlassScheme>(layout, linear, packed);
+    // What comes back is what was packed, and only weights of these schemes are handed to this backend.
+    unpackLinear(layout, linear, packed) as readonly SchemeRegistry[CutlassScheme][];
 
   /** @throws {MoeError} MOE_PLUGIN_ADDON: see `missing`. */
   readonly createKernel = (linear: LinearSpec, rule: LinearSupportRule<CutlassScheme>): Promise<Kernel> => noKernel(linear.name, rule.id);

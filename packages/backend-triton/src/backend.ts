@@ -89,7 +89,8 @@ export class TritonLinearBackend implements LinearBackend<TritonScheme> {
   ): Promise<PackedWeights> => packLinear(layout, linear, weights, context);
 
   readonly unpack = (linear: LinearSpec, packed: PackedWeights): readonly SchemeRegistry[TritonScheme][] =>
-    unpackLinear<TritonScheme>(layout, linear, packed);
+    // What comes back is what was packed, and only weights of these schemes are handed to this backend.
+    unpackLinear(layout, linear, packed) as readonly SchemeRegistry[TritonScheme][];
 
   /** @throws {MoeError} MOE_PLUGIN_ADDON: see `missing`. */
   readonly createKernel = (linear: LinearSpec, rule: LinearSupportRule<TritonScheme>): Promise<Kernel> => noKernel(linear.name, rule.id);

@@ -128,7 +128,7 @@ describe('moe-server', function () {
   }
 
   it('explains every refusal for a device that nothing serves, with status 2', async () => {
-    const { status, out } = await moeServer('plan', '--model', pocketDictionary, '--as', 'gb10', '--explain');
+    const { status, out } = await moeServer('plan', '--model', pocketDictionary, '--as', 'sm_75', '--explain');
     expect(status).to.equal(exitStatus.unserved);
     expect(out).to.contain('not served').and.to.contain('refused');
   });

@@ -31,13 +31,16 @@ describe('loadPlugins', () => {
     const { host } = await loadPlugins({ directory: project, plugin: ['./mine.mjs'], plugins: false });
     expect(host.plugins.map(({ name, source }) => [name, source])).to.deep.equal([
       ['cpu', '@moe-server/backend-cpu'],
+      ['b12x', '@moe-server/backend-b12x'],
+      ['cutlass', '@moe-server/backend-cutlass'],
+      ['triton', '@moe-server/backend-triton'],
       ['mine', './mine.mjs'],
     ]);
   });
 
   it('goes on without a plugin that was only found, and says why', async () => {
     const { host, problems } = await loadPlugins({ directory: project });
-    expect(host.plugins.map(({ name }) => name)).to.deep.equal(['cpu']);
+    expect(host.plugins.map(({ name }) => name)).to.deep.equal(['cpu', 'b12x', 'cutlass', 'triton']);
     expect(problems).to.have.length(1);
     expect(problems[0]).to.match(/broken.*no such GPU/);
   });

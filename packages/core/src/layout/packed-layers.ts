@@ -122,13 +122,9 @@ export async function packLinear(
 }
 
 /** All modules in the checkpoint's format, bit for bit. @throws {MoeError} MOE_PLUGIN_BRAND for weights of another layout. */
-export function unpackLinear<S extends SchemeKey>(
-  layout: WeightLayout,
-  linear: LinearSpec,
-  weights: PackedWeights,
-): readonly SchemeRegistry[S][] {
+export function unpackLinear(layout: WeightLayout, linear: LinearSpec, weights: PackedWeights): readonly SchemeRegistry[SchemeKey][] {
   const stack = linearStack(layout, linear.name, weights);
-  return linear.modules.map((_, index) => stack.matrix(0, index) as SchemeRegistry[S]);
+  return linear.modules.map((_, index) => stack.matrix(0, index));
 }
 
 /** The stack inside a packed linear. @throws {MoeError} MOE_PLUGIN_BRAND for weights of another layout. */
