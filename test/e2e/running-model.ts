@@ -1,5 +1,5 @@
-import { Checkpoint, createPluginHost, describeModel, loadPlugin, planWith } from '@moe-server/core';
-import type { CpuFeature, ModelDescription, NumericsChoice, Plan } from '@moe-server/core';
+import { Checkpoint, createPluginHost, describeModel, deviceProfile, loadPlugin, planWith } from '@moe-server/core';
+import type { CpuFeature, ModelDescription, NumericsChoice, Plan, PluginHost } from '@moe-server/core';
 import { referencePlugin } from '@moe-server/core/conformance';
 import type { BatchSequence, Device, KvCacheChoice, LogitRow, ModelConfig, RowOutput, StepLimits } from '@moe-server/engine';
 import {
@@ -12,6 +12,7 @@ import {
   readModelConfig,
   resolveKvCacheDType,
 } from '@moe-server/engine';
+import { loadPlugins } from 'moe-server';
 
 export type DeviceName = 'typescript' | 'cpu';
 
@@ -19,6 +20,8 @@ export interface RunningModelOptions {
   readonly device: DeviceName;
   /** Of the CPU device; default: what the processor has. */
   readonly features?: readonly CpuFeature[];
+  /** A device whose kernels are simulated, by its profile's name; `device` is the TypeScript one then. */
+  readonly simulate?: string;
   readonly numerics: NumericsChoice;
   readonly kvCacheDType?: KvCacheChoice;
   /** Looks at the device's work; see {@link RunningModel.open}. */
@@ -58,8 +61,8 @@ export class RunningModel {
   static async #load(checkpoint: Checkpoint, options: RunningModelOptions): Promise<RunningModel> {
     const config = await readModelConfig(checkpoint);
     const description = describeModel(checkpoint);
-    const host = createPluginHost();
-    await loadPlugin(host, options.device === 'cpu' ? await cpuPlugin() : referencePlugin, 'the tests');
+    const { simulate } = options;
+    const host = simulate === undefined ? await hostFor(options.device) : (await loadPlugins({ plugins: false })).host;
     const plain =
       options.device === 'cpu'
         ? createCpuDevice({ numThreads: 2, ...(options.features === undefined ? {} : { features: options.features }) })
@@ -68,10 +71,10 @@ export class RunningModel {
     const layers = [...description.groups, ...description.linears];
     const plan = planWith(host, {
       layers,
-      device: device.info,
+      device: simulate === undefined ? device.info : deviceProfile(simulate),
       maxNumTokens: limits.maxNumTokens,
       numerics: { default: options.numerics },
-      requirements: { batchInvariant: true },
+      ...(simulate === undefined ? { requirements: { batchInvariant: true } } : { assumeBuilt: true }),
     });
     const maxPositions = limits.maxBlocksPerSeq * kvBlockSize;
     const loaded = await loadModel({
@@ -83,6 +86,7 @@ export class RunningModel {
       config,
       maxNumTokens: limits.maxNumTokens,
       maxPositions,
+      simulate: simulate !== undefined,
     });
     const { numLayers, numKvHeads, headDim } = config;
     const dtype = resolveKvCacheDType(options.kvCacheDType ?? 'bf16', description.kvCacheScheme);
@@ -159,10 +163,12 @@ export class RunningModel {
   }
 }
 
-/** Loaded by name, as the server does it. */
-async function cpuPlugin(): Promise<unknown> {
-  const module = (await import('@moe-server/backend-cpu')) as { readonly default: unknown };
-  return module.default;
+/** The backend of that device alone; the native one loaded by name, as the server does it. */
+async function hostFor(device: DeviceName): Promise<PluginHost> {
+  const host = createPluginHost();
+  const module = device === 'cpu' ? ((await import('@moe-server/backend-cpu')) as { readonly default: unknown }) : undefined;
+  await loadPlugin(host, module === undefined ? referencePlugin : module.default, 'the tests');
+  return host;
 }
 
 export const greedy: LogitRow = {
