@@ -52,10 +52,16 @@ export interface LinearSpec {
   readonly inFeatures: number;
   /** N, the sum over modules, on this rank. */
   readonly outFeatures: number;
+  /** Which of the two sizes tensor parallel has cut; left out where the linear is whole. */
+  readonly cut?: 'inFeatures' | 'outFeatures';
   readonly hasBias: boolean;
   readonly parallel: ParallelPlacement;
 }
 
+/**
+ * How the ranks share a layer. Experts are either cut by tensor parallel or spread whole by expert parallel, linears cut or whole, and the
+ * placement of a spec says what holds for that layer.
+ */
 export interface ParallelPlacement {
   readonly tpRank: number;
   readonly tpSize: number;

@@ -3,7 +3,6 @@ import type { ExpertGroupSpec, LinearSpec, ParallelPlacement } from '../layer-sp
 import { singleRank } from '../layer-spec.js';
 import type { Checkpoint } from './checkpoint.js';
 import { ConfigReader } from './config-reader.js';
-import { requireSingleRank } from './expert-weights.js';
 import { deepseekV3 } from './families/deepseek-v3.js';
 import type { ModelFamily } from './families/family.js';
 import { gptOss } from './families/gpt-oss.js';
@@ -11,6 +10,7 @@ import { mixtral } from './families/mixtral.js';
 import { qwen35Moe } from './families/qwen3-5-moe.js';
 import { qwen3Moe } from './families/qwen3-moe.js';
 import { ModelBuilder } from './model-builder.js';
+import { Partition } from './partition.js';
 import { parseQuantization } from './quantization/parse-quantization.js';
 import type { KvCacheScheme } from './quantization/quantization-config.js';
 
@@ -42,20 +42,22 @@ export const knownArchitectures: readonly string[] = families.flatMap(({ archite
  * Names all expert groups and linears of a checkpoint with their schemes and sizes, from config.json, the quantization config and the
  * tensor headers; no weight is read. Configuration and tensors must agree.
  *
- * @throws {MoeError} MOE_UNSUPPORTED_ARCHITECTURE, MOE_UNSUPPORTED_QUANTIZATION, MOE_CHECKPOINT_CONFIG naming the field, MOE_CHECKPOINT_TENSOR
+ * With `parallel` the sizes and experts are those of one rank: tensor parallel cuts attention, dense layers, the vocabulary projection and
+ * experts; an expert parallel size above 1 spreads whole experts instead of cutting them. For planning: weights are read for one rank only.
+ *
+ * @throws {MoeError} MOE_UNSUPPORTED_ARCHITECTURE, MOE_UNSUPPORTED_QUANTIZATION, MOE_UNSUPPORTED_PARALLEL naming the sizes that do not divide, MOE_CHECKPOINT_CONFIG naming the field, MOE_CHECKPOINT_TENSOR
  *   naming up to ten tensors that are missing or are not what the configuration says.
  */
 export function describeModel(
   checkpoint: Checkpoint,
   { parallel = singleRank }: { readonly parallel?: ParallelPlacement } = {},
 ): ModelDescription {
-  requireSingleRank('The model', parallel);
   const config = ConfigReader.of(checkpoint.config);
   const modelType = typeof checkpoint.config.model_type === 'string' ? checkpoint.config.model_type : config.string('model_type', '');
   const architecture = config.optionalStrings('architectures')?.[0];
   const family = findFamily(architecture, modelType);
   const quantization = parseQuantization(checkpoint.config, checkpoint.hfQuantConfig);
-  const builder = new ModelBuilder(checkpoint, quantization, parallel);
+  const builder = new ModelBuilder(checkpoint, quantization, new Partition(parallel));
   const numLayers = family.describe(builder, config);
   const draftProblem = builder.finish()?.message;
   return {

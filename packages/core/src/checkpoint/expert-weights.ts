@@ -18,8 +18,8 @@ import type { TensorInfo } from './safetensors.js';
  * before `expert(slot)`, and that reads one expert; gate and up always come apart.
  *
  * @param group - made by describeModel for the same checkpoint.
- * @throws {MoeError} MOE_CHECKPOINT_TENSOR when tensors contradict the group, also later from `expert`; MOE_UNSUPPORTED_LAYERS for a
- *   placement on more than one rank.
+ * @throws {MoeError} MOE_CHECKPOINT_TENSOR when tensors contradict the group, also later from `expert`; MOE_UNSUPPORTED_PARALLEL for a
+ *   layer that is split over ranks.
  */
 export function openExpertWeights(checkpoint: Checkpoint, group: ExpertGroupSpec): ExpertWeights {
   requireSingleRank(group.name, group.parallel);
@@ -47,12 +47,12 @@ export function openExpertWeights(checkpoint: Checkpoint, group: ExpertGroupSpec
   return { numExperts, expert: async (slot) => readStacked(checkpoint, group, storage, stacked, expertAt(slot)) };
 }
 
-/** @throws {MoeError} MOE_UNSUPPORTED_LAYERS unless there is one rank. */
+/** @throws {MoeError} MOE_UNSUPPORTED_PARALLEL unless the layer is whole. */
 export function requireSingleRank(name: string, { tpSize, epSize }: ParallelPlacement): void {
   if (tpSize === 1 && epSize === 1) return;
   throw new MoeError(
-    'MOE_UNSUPPORTED_LAYERS',
-    `${name}: tensor parallel size ${String(tpSize)} and expert parallel size ${String(epSize)} were asked for; weights are read for one rank only. Use 1 and 1.`,
+    'MOE_UNSUPPORTED_PARALLEL',
+    `${name} is planned for tensor parallel size ${String(tpSize)} and expert parallel size ${String(epSize)}; weights are read for one rank only. Use 1 and 1 to serve it.`,
     { layer: name, tpSize, epSize },
   );
 }

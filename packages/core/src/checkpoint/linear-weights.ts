@@ -10,8 +10,8 @@ import { readMatrices } from './read-matrix.js';
  * Lazy access to the modules of a linear, each with its own scales.
  *
  * @param linear - made by describeModel for the same checkpoint.
- * @throws {MoeError} MOE_CHECKPOINT_TENSOR from `module` when tensors contradict the linear; MOE_UNSUPPORTED_LAYERS for a placement on more
- *   than one rank.
+ * @throws {MoeError} MOE_CHECKPOINT_TENSOR from `module` when tensors contradict the linear; MOE_UNSUPPORTED_PARALLEL for one that is cut
+ *   over ranks.
  */
 export function openLinearWeights(checkpoint: Checkpoint, linear: LinearSpec): LinearWeights {
   requireSingleRank(linear.name, linear.parallel);

@@ -1,9 +1,10 @@
 import { isMoeError, MoeError } from '../errors.js';
-import type { Activation, ExpertGroupSpec, LayerRole, LinearSpec, ParallelPlacement, RoutingMethod } from '../layer-spec.js';
+import { singleRank, type Activation, type ExpertGroupSpec, type LayerRole, type LinearSpec, type RoutingMethod } from '../layer-spec.js';
 import type { SchemeKey } from '../quant/quant-scheme.js';
 import type { Checkpoint } from './checkpoint.js';
 import { findExpertStorage, locateStackedExperts } from './expert-storage.js';
 import { isStoredPlain, locateModule, tensorError } from './module-tensors.js';
+import type { Partition, Parts } from './partition.js';
 import type { QuantizationConfig } from './quantization/quantization-config.js';
 
 const maxProblems = 10;
@@ -11,13 +12,22 @@ const maxProblems = 10;
 export interface LinearDescription {
   /** Name of the fusion, `model.layers.0.self_attn.qkv_proj`; unused when there is one module. */
   readonly name: string;
-  readonly modules: readonly { readonly name: string; readonly outFeatures: number }[];
+  readonly modules: readonly ModuleDescription[];
   readonly inFeatures: number;
+  /** Tensor parallel cuts the columns, at these; the modules' rows are whole then. */
+  readonly inParts?: Parts;
   readonly layerIndex: number | undefined;
   readonly role: LayerRole;
   readonly hasBias: boolean;
   /** The module is the embedding, which serves as the output head too: no quantization config speaks of it. */
   readonly isEmbedding?: boolean;
+}
+
+export interface ModuleDescription {
+  readonly name: string;
+  readonly outFeatures: number;
+  /** Tensor parallel cuts the rows, at these. Without parts of either kind every rank has the whole linear. */
+  readonly outParts?: Parts;
 }
 
 export interface ExpertsDescription {
@@ -27,6 +37,8 @@ export interface ExpertsDescription {
   readonly role: LayerRole;
   readonly hiddenSize: number;
   readonly moeIntermediateSize: number;
+  /** The field of config.json that holds it. */
+  readonly widthField?: string;
   readonly numExperts: number;
   readonly topK: number;
   readonly activation: Activation;
@@ -43,18 +55,18 @@ export class ModelBuilder {
   readonly groups: ExpertGroupSpec[] = [];
   readonly linears: LinearSpec[] = [];
   readonly #quantization: QuantizationConfig;
-  readonly #parallel: ParallelPlacement;
+  readonly #partition: Partition;
   readonly #problems: Record<LayerRole, MoeError[]> = { target: [], draft: [] };
 
-  constructor(checkpoint: Checkpoint, quantization: QuantizationConfig, parallel: ParallelPlacement) {
+  constructor(checkpoint: Checkpoint, quantization: QuantizationConfig, partition: Partition) {
     this.checkpoint = checkpoint;
     this.#quantization = quantization;
-    this.#parallel = parallel;
+    this.#partition = partition;
   }
 
   /** Adds a linear; modules whose schemes differ are not fused but become linears of their own. */
   linear(description: LinearDescription): void {
-    const { name, modules, inFeatures, layerIndex, role, hasBias } = description;
+    const { name, modules, inFeatures, inParts, layerIndex, role, hasBias } = description;
     const schemes = modules.map((module) =>
       this.#collect(role, () =>
         description.isEmbedding === true
@@ -70,8 +82,25 @@ export class ModelBuilder {
     for (const [i, part] of parts.entries()) {
       const scheme = schemes[i];
       if (scheme === undefined) continue;
-      const outFeatures = part.modules.reduce((sum, module) => sum + module.outFeatures, 0);
-      this.linears.push({ kind: 'linear', ...part, role, layerIndex, scheme, inFeatures, outFeatures, hasBias, parallel: this.#parallel });
+      const own = part.modules.map(({ name: module, outFeatures, outParts }) => ({
+        name: module,
+        outFeatures: outParts === undefined ? outFeatures : this.#partition.shareOfLinear(outFeatures, outParts),
+      }));
+      const cut = inParts !== undefined ? 'inFeatures' : part.modules[0]?.outParts !== undefined ? 'outFeatures' : undefined;
+      const isCut = cut !== undefined && this.#partition.linears.tpSize > 1;
+      this.linears.push({
+        kind: 'linear',
+        name: part.name,
+        modules: own,
+        role,
+        layerIndex,
+        scheme,
+        inFeatures: inParts === undefined ? inFeatures : this.#partition.shareOfLinear(inFeatures, inParts),
+        outFeatures: own.reduce((sum, module) => sum + module.outFeatures, 0),
+        ...(isCut ? { cut } : {}),
+        hasBias,
+        parallel: isCut ? this.#partition.linears : singleRank,
+      });
     }
   }
 
@@ -105,14 +134,20 @@ export class ModelBuilder {
           Array.from({ length: numExperts }, (_, expert) => expert),
         );
     }
+    const { widthField = 'moe_intermediate_size', ...rest } = description;
+    const moeIntermediateSize = this.#partition.shareOfExpert(description.moeIntermediateSize, widthField);
+    const { first, end } = this.#partition.ownExperts(numExperts);
     for (const [key, { w13, w2, experts }] of members) {
+      const own = experts.filter((expert) => expert >= first && expert < end);
+      if (own.length === 0) continue;
       this.groups.push({
         kind: 'moe',
-        ...description,
+        ...rest,
+        moeIntermediateSize,
         name: members.size === 1 ? name : `${name}#${key}`,
         schemes: { w13, w2 },
-        experts,
-        parallel: this.#parallel,
+        experts: own,
+        parallel: this.#partition.experts,
       });
     }
   }
@@ -122,11 +157,12 @@ export class ModelBuilder {
    *
    * @returns what keeps the draft layers from being used; they are taken out then. Undefined when nothing does.
    * @throws {MoeError} MOE_CHECKPOINT_TENSOR naming the first ten things that do not fit in the target's layers, or the first
-   *   MOE_UNSUPPORTED_QUANTIZATION.
+   *   MOE_UNSUPPORTED_QUANTIZATION; MOE_UNSUPPORTED_PARALLEL when sizes do not divide over the ranks.
    */
   finish(): MoeError | undefined {
     const target = summarize(this.#problems.target);
     if (target !== undefined) throw target;
+    this.#partition.check();
     const draft = summarize(this.#problems.draft);
     if (draft !== undefined) {
       retain(this.groups, (group) => group.role === 'target');

@@ -101,18 +101,63 @@ export function sizeRefusal(
   );
 }
 
-/** What the format itself asks of the columns of a matrix, whatever the rule says: whole groups of one scale. */
-export function formatRefusal(dimension: RefusalDimension, label: string, columns: number, scheme: string): Refusal | undefined {
-  const group = schemeInfo(scheme)?.groupColumns ?? 1;
-  if (columns % group === 0) return undefined;
-  return refusal(dimension, `${scheme} has one scale per ${group} columns, and ${label} is ${columns}`, { multipleOf: group }, columns);
+/**
+ * What the format itself asks of the rows or columns of a matrix, whatever the rule says: columns in whole groups of one scale, and no cut of
+ * tensor parallel through a block of one scale.
+ */
+export function formatRefusal(
+  dimension: RefusalDimension,
+  label: string,
+  axes: readonly ('rows' | 'columns')[],
+  actual: number,
+  scheme: string,
+  tpSize: number,
+): Refusal | undefined {
+  const info = schemeInfo(scheme);
+  if (info === undefined) return undefined;
+  for (const axis of axes) {
+    const group = Math.max(axis === 'columns' ? info.groupColumns : 1, tpSize > 1 ? (info.block?.[axis] ?? 1) : 1);
+    if (actual % group === 0) continue;
+    const required = { multipleOf: group };
+    const after = tpSize > 1 ? ` after tensor parallel ${tpSize}` : '';
+    return refusal(
+      dimension,
+      `${scheme} has one scale per ${group} ${axis}, and ${label} is ${actual}${after}${sizeAdvice(actual, required, tpSize)}`,
+      required,
+      actual,
+    );
+  }
+  return undefined;
 }
 
-/** A count within an interval. */
-export function rangeRefusal(dimension: RefusalDimension, label: string, actual: number, required: Range): Refusal | undefined {
+/** A count within an interval. `remedy`: the setting that would bring it there, if any. */
+export function rangeRefusal(
+  dimension: RefusalDimension,
+  label: string,
+  actual: number,
+  required: Range,
+  remedy?: string,
+): Refusal | undefined {
   if (!isKnownCount(actual)) return unknownRefusal(dimension, label, actual, required);
   const outside = describeOutside(actual, required);
-  return outside === undefined ? undefined : refusal(dimension, `it takes ${outside} ${label}; the layer has ${actual}`, required, actual);
+  if (outside === undefined) return undefined;
+  const advice = remedy === undefined ? '' : `; ${remedy} would do`;
+  return refusal(dimension, `it takes ${outside} ${label}; the layer has ${actual}${advice}`, required, actual);
+}
+
+/** Whether some call of 1 to `maxNumTokens` tokens is one that the rule takes. */
+export function tokensRefusal(maxNumTokens: number, required: Range): Refusal | undefined {
+  // Infinity: whoever packs does not care how many tokens a call brings.
+  if (!isKnownCount(maxNumTokens) && maxNumTokens !== Infinity)
+    return unknownRefusal('tokens', 'the size of a call', maxNumTokens, required);
+  const { min = 1 } = required;
+  if (min <= maxNumTokens) return undefined;
+  return refusal(
+    'tokens',
+    `it takes calls of at least ${min} tokens, and at most ${maxNumTokens} come in one call; --max-num-batched-tokens ${min} would do`,
+    required,
+    maxNumTokens,
+  );
 }
 
 /** Only for kernels that route by themselves: the method must be one of theirs, in every parameter. */
@@ -196,12 +241,17 @@ function describeOutside(actual: number, { min, max }: Range): string | undefine
 }
 
 function sizeAdvice(actual: number, required: Multiple, tpSize: number): string {
+  // Zeros can be added to a matrix, so what is larger would do; what is smaller would not.
+  const next = Math.ceil(Math.max(actual, required.min ?? 1) / required.multipleOf) * required.multipleOf;
+  const padded = isInRange(next, required) ? next : undefined;
   const fits = (size: number) => Number.isInteger(size) && size % required.multipleOf === 0 && isInRange(size, required);
   const whole = actual * tpSize;
   for (let size = tpSize - 1; size >= 1; size -= 1) {
-    if (tpSize % size === 0 && fits(whole / size)) return `; pad, or use tensor parallel ${size}`;
+    if (tpSize % size === 0 && fits(whole / size))
+      return `${padded === undefined ? '; ' : `; pad to ${padded}, or `}use tensor parallel ${size}`;
   }
-  return actual % required.multipleOf === 0 ? '' : `; ${Math.ceil(actual / required.multipleOf) * required.multipleOf} would do`;
+  if (padded === undefined || actual % required.multipleOf === 0) return '';
+  return tpSize > 1 ? `; pad to ${padded}` : `; ${padded} would do`;
 }
 
 function isSmCovered(sm: number, support: readonly number[] | Range): boolean {

@@ -6,7 +6,7 @@ import { nearestMiss } from './because.js';
 import { describeDevice, listOf } from './dimensions.js';
 import { describeGroup, groupBy, orderOf } from './layer-groups.js';
 import { formatBytes } from './memory.js';
-import type { Plan, RuleRefusal } from './plan-types.js';
+import type { LayerPlan, Plan, RuleRefusal } from './plan-types.js';
 import { describeSource, type Preference } from './preferences.js';
 
 /** Whether a server may start on the plan: every layer has a kernel, and the sum fits. */
@@ -47,7 +47,7 @@ export function explainUnserved(plan: Plan): MoeError {
       const backends = [...new Set(ways.map(({ backend }) => backend))];
       return `    It would be served by ${listOf(backends, 'or')} ${without}.`;
     });
-    return [`  ${describeGroup(first, layers)}`, ...reasons, ...remedy].join('\n');
+    return [`  ${describeGroup(first, layers)}`, ...reasons, ...invariantRules(first), ...remedy].join('\n');
   });
   const numGroups = new Set(groups.map(([{ kind, role, scheme }]) => `${kind} ${role} ${scheme}`)).size;
   const message = `No backend serves ${plan.unserved.length} of ${plan.layers.length} layers (${numGroups} ${numGroups === 1 ? 'group' : 'groups'}) on ${describeDevice(plan.device)}:\n${texts.join('\n')}`;
@@ -118,6 +118,7 @@ const liftable: Partial<Record<RefusalDimension, (refusal: Refusal) => string>> 
   notBuilt: () => 'once its kernel is built',
   hook: ({ message }) => `if it were not for a plugin: ${message.replace(/\.$/, '')}`,
   quarantined: () => 'once it is out of quarantine',
+  batchInvariant: () => 'without --batch-invariant',
 };
 
 function wouldServe(
@@ -127,6 +128,15 @@ function wouldServe(
     const ways = reasons.map((reason) => liftable[reason.dimension]?.(reason));
     return ways.includes(undefined) ? [] : [{ backend, rule, without: ways.join(', ') }];
   });
+}
+
+/** Where batch invariance was asked for and stands in the way: who has it, since that is the list to choose a checkpoint or plugin by. */
+function invariantRules({ refused, scheme }: LayerPlan): readonly string[] {
+  const isVariant = ({ reasons }: RuleRefusal) => reasons.some(({ dimension }) => dimension === 'batchInvariant');
+  if (!refused.some(isVariant)) return [];
+  const invariant = refused.filter((one) => !isVariant(one)).map(({ backend, rule }) => `${backend}/${rule}`);
+  if (invariant.length === 0) return ['    No rule of any backend is batch-invariant.'];
+  return [`    Batch-invariant ${invariant.length === 1 ? 'is' : 'are'} only ${listOf(invariant)}; none covers these layers of ${scheme}.`];
 }
 
 function explainBytes({ bytes, device }: Plan): MoeError {

@@ -20,6 +20,7 @@ export const moeKind: LayerKind<ExpertGroupSpec, ExpertSupportRule> = {
   refusals: (spec, rule) => {
     // A kernel is given slots, so what limits it is the experts of its own group; only one that routes by itself sees them all.
     const numSlots = spec.experts.length;
+    const { tpSize } = spec.parallel;
     return compact([
       flagRefusal(
         'mixedProjections',
@@ -29,15 +30,11 @@ export const moeKind: LayerKind<ExpertGroupSpec, ExpertSupportRule> = {
       ),
       activationRefusal(spec.activation, rule.activations),
       sizeRefusal('hiddenSize', 'hidden_size', spec.hiddenSize, rule.sizes.hiddenSize, 1) ??
-        formatRefusal('hiddenSize', 'hidden_size', spec.hiddenSize, spec.schemes.w13),
-      sizeRefusal(
-        'moeIntermediateSize',
-        'moe_intermediate_size',
-        spec.moeIntermediateSize,
-        rule.sizes.moeIntermediateSize,
-        spec.parallel.tpSize,
-      ) ?? formatRefusal('moeIntermediateSize', 'moe_intermediate_size', spec.moeIntermediateSize, spec.schemes.w2),
-      rangeRefusal('numExperts', 'experts', numSlots, rule.numExperts) ??
+        formatRefusal('hiddenSize', 'hidden_size', ['columns'], spec.hiddenSize, spec.schemes.w13, 1),
+      sizeRefusal('moeIntermediateSize', 'moe_intermediate_size', spec.moeIntermediateSize, rule.sizes.moeIntermediateSize, tpSize) ??
+        formatRefusal('moeIntermediateSize', 'moe_intermediate_size', ['columns'], spec.moeIntermediateSize, spec.schemes.w2, tpSize) ??
+        formatRefusal('moeIntermediateSize', 'moe_intermediate_size', ['rows'], spec.moeIntermediateSize, spec.schemes.w13, tpSize),
+      rangeRefusal('numExperts', 'experts', numSlots, rule.numExperts, fewerExperts(spec, rule)) ??
         (rule.routing === undefined ? undefined : rangeRefusal('numExperts', 'num_experts', spec.numExperts, rule.numExperts)),
       rangeRefusal('topK', 'top_k', spec.topK, rule.topK),
       routingRefusal(spec.routing, rule.routing),
@@ -64,14 +61,20 @@ export const moeKind: LayerKind<ExpertGroupSpec, ExpertSupportRule> = {
 export const linearKind: LayerKind<LinearSpec, LinearSupportRule> = {
   kind: 'linear',
   schemes: (spec) => [spec.scheme],
-  refusals: (spec, rule) =>
-    compact([
-      sizeRefusal('inFeatures', 'in_features', spec.inFeatures, rule.sizes.inFeatures, 1) ??
-        formatRefusal('inFeatures', 'in_features', spec.inFeatures, spec.scheme),
-      sizeRefusal('outFeatures', 'out_features', spec.outFeatures, rule.sizes.outFeatures, 1),
-      ...parallelRefusal(spec.parallel, rule.parallel),
+  refusals: (spec, rule) => {
+    const { inFeatures, outFeatures, modules, scheme, cut, parallel } = spec;
+    const inTp = cut === 'inFeatures' ? parallel.tpSize : 1;
+    const outTp = cut === 'outFeatures' ? parallel.tpSize : 1;
+    // Fused modules keep their scales, so a block ends with its module.
+    const rowFormat = modules.map((module) => formatRefusal('outFeatures', 'out_features', ['rows'], module.outFeatures, scheme, outTp));
+    return compact([
+      sizeRefusal('inFeatures', 'in_features', inFeatures, rule.sizes.inFeatures, inTp) ??
+        formatRefusal('inFeatures', 'in_features', ['columns'], inFeatures, scheme, inTp),
+      sizeRefusal('outFeatures', 'out_features', outFeatures, rule.sizes.outFeatures, outTp) ?? rowFormat.find((one) => one !== undefined),
+      ...parallelRefusal(parallel, rule.parallel),
       flagRefusal('bias', spec.hasBias, rule.bias, 'a bias'),
-    ]),
+    ]);
+  },
   shape: (spec) => [
     spec.kind,
     spec.role,
@@ -79,10 +82,19 @@ export const linearKind: LayerKind<LinearSpec, LinearSupportRule> = {
     spec.inFeatures,
     spec.outFeatures,
     spec.modules.map((module) => module.outFeatures),
+    spec.cut,
     spec.hasBias,
     sizesOf(spec.parallel),
   ],
 };
+
+/** The expert parallel size at which a rank holds as few experts as the rule takes. */
+function fewerExperts({ experts, numExperts, parallel: { tpSize, epSize } }: ExpertGroupSpec, rule: ExpertSupportRule): string | undefined {
+  const { max } = rule.numExperts;
+  if (max === undefined || tpSize !== 1 || rule.routing !== undefined || rule.parallel?.includes('ep') !== true) return undefined;
+  const needed = epSize * Math.ceil(experts.length / max);
+  return needed > numExperts ? undefined : `expert parallel ${needed}`;
+}
 
 function sizesOf({ tpSize, epSize }: ParallelPlacement): readonly number[] {
   return [tpSize, epSize];

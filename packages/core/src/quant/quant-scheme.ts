@@ -128,6 +128,8 @@ export interface SchemeInfo {
   readonly bitsPerWeight: number;
   /** Columns must be a multiple of this for the format to be well formed. */
   readonly groupColumns: number;
+  /** Rows and columns that share a scale, where that is a block whose last ones may be smaller; tensor parallel must not cut through one. */
+  readonly block?: { readonly rows: number; readonly columns: number };
   /** What the checkpoint was calibrated for at the input. */
   readonly input: InputQuantization;
   /** One sentence for people. */
@@ -201,6 +203,7 @@ const builtIn: readonly Omit<SchemeInfo, 'family'>[] = [
     key: 'fp8.block128',
     bitsPerWeight: 8,
     groupColumns: 1,
+    block: { rows: 128, columns: 128 },
     input: { type: 'fp8', granularity: 'group128', scale: 'dynamic' },
     summary: 'FP8 weights in blocks of 128x128, inputs scaled per 128',
   },

@@ -146,15 +146,6 @@ describe('describeModel', () => {
     const error = await refusal({ config, tensors });
     expect(error.message).to.include(`${experts}.2.gate_proj.weight`).and.to.include('2 experts');
   });
-
-  it('refuses parallel placements, saying what to use', async () => {
-    const parallel = { tpRank: 0, tpSize: 2, epRank: 0, epSize: 1 };
-    await withCheckpoint(tinyQwen3Moe(), (checkpoint) => {
-      expect(() => describeModel(checkpoint, { parallel }))
-        .to.throw('tensor parallel size 2')
-        .with.property('code', 'MOE_UNSUPPORTED_LAYERS');
-    });
-  });
 });
 
 interface Contradiction {

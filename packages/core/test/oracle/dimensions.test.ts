@@ -1,7 +1,16 @@
 import { expect } from 'chai';
 import type { DeviceSupport } from '../../src/backend.js';
 import type { CpuDeviceInfo, DeviceInfo } from '../../src/device-info.js';
-import { deviceRefusal, listOf, rangeRefusal, routingRefusal, schemeRefusal, sizeRefusal } from '../../src/oracle/dimensions.js';
+import {
+  deviceRefusal,
+  formatRefusal,
+  listOf,
+  rangeRefusal,
+  routingRefusal,
+  schemeRefusal,
+  sizeRefusal,
+  tokensRefusal,
+} from '../../src/oracle/dimensions.js';
 import { formatBytes } from '../../src/oracle/memory.js';
 import { routing } from './declared-backends.js';
 
@@ -66,7 +75,7 @@ describe('sizeRefusal', () => {
 
   it('names the tensor parallel size under which the whole would fit', () => {
     expect(sizeRefusal('moeIntermediateSize', 'moe_intermediate_size', 160, { multipleOf: 64 }, 8)?.message).to.contain(
-      'it is 160 after tensor parallel 8; pad, or use tensor parallel 4',
+      'it is 160 after tensor parallel 8; pad to 192, or use tensor parallel 4',
     );
   });
 });
@@ -117,5 +126,37 @@ describe('words of messages', () => {
 
   it('writes bytes with their unit', () => {
     expect([0, 1023, 1536, 5 * 2 ** 30, 3 * 2 ** 50].map(formatBytes)).to.deep.equal(['0 B', '1023 B', '1.5 KiB', '5.0 GiB', '3072.0 TiB']);
+  });
+});
+
+describe('formatRefusal', () => {
+  it('refuses a cut through a block of one scale, naming the tensor parallel size that would not', () => {
+    const cut = (size: number, tpSize: number) =>
+      formatRefusal('moeIntermediateSize', 'moe_intermediate_size', ['rows'], size, 'fp8.block128', tpSize)?.message;
+    expect(cut(192, 8)).to.equal(
+      'fp8.block128 has one scale per 128 rows, and moe_intermediate_size is 192 after tensor parallel 8; pad to 256, or use tensor parallel 4.',
+    );
+    expect(cut(384, 4)).to.equal(undefined);
+    // The last block of a whole matrix may be smaller.
+    expect(cut(192, 1)).to.equal(undefined);
+  });
+
+  it('refuses columns that are no whole groups, cut or not, and leaves rows of such formats alone', () => {
+    const columns = (size: number, tpSize: number) => formatRefusal('inFeatures', 'in_features', ['columns'], size, 'nvfp4.w4a4', tpSize);
+    expect(columns(24, 4)?.message).to.equal(
+      'nvfp4.w4a4 has one scale per 16 columns, and in_features is 24 after tensor parallel 4; pad to 32, or use tensor parallel 2.',
+    );
+    expect(columns(32, 4)).to.equal(undefined);
+    expect(formatRefusal('outFeatures', 'out_features', ['rows'], 24, 'nvfp4.w4a4', 4)).to.equal(undefined);
+  });
+});
+
+describe('tokensRefusal', () => {
+  it('names the size of calls from which the rule would serve, and does not take an unknown one for covered', () => {
+    expect(tokensRefusal(64, { min: 128 })?.message).to.equal(
+      'it takes calls of at least 128 tokens, and at most 64 come in one call; --max-num-batched-tokens 128 would do.',
+    );
+    expect(tokensRefusal(NaN, {})?.message).to.contain('the size of a call is not known (NaN)');
+    expect(tokensRefusal(64, { min: 64 })).to.equal(undefined);
   });
 });

@@ -170,7 +170,7 @@ describe('plan', () => {
         expertGroup(0, 'nvfp4.w4a4', { moeIntermediateSize: 160, parallel: { tpRank: 0, tpSize: 8, epRank: 0, epSize: 1 } }),
         {},
         'moeIntermediateSize',
-        'it would serve it if moe_intermediate_size were a multiple of 128: it is 160 after tensor parallel 8; pad, or use tensor parallel 2.',
+        'it would serve it if moe_intermediate_size were a multiple of 128: it is 160 after tensor parallel 8; pad to 256, or use tensor parallel 2.',
       ],
       [
         'tensor parallel',
@@ -287,7 +287,7 @@ describe('plan', () => {
         registered(moeBackend('any', 1, [expertRule('any', ['mxfp4.w4a16'])])),
       );
       expect(layer.refused[0]?.reasons.map(({ message }) => message)).to.deep.equal([
-        'mxfp4.w4a16 has one scale per 32 columns, and hidden_size is 2000.',
+        'mxfp4.w4a16 has one scale per 32 columns, and hidden_size is 2000; 2016 would do.',
       ]);
     });
 

@@ -2,6 +2,7 @@ import type { Checkpoint } from '../checkpoint.js';
 import type { ConfigReader } from '../config-reader.js';
 import { sane } from '../config-reader.js';
 import type { ModelBuilder } from '../model-builder.js';
+import type { Parts } from '../partition.js';
 import type { Activation, LayerRole, RoutingMethod } from '../../layer-spec.js';
 
 /** Sizes that every decoder has. */
@@ -100,41 +101,56 @@ export function addAttention(
   queryFactor = 1,
 ): void {
   const module = `${layer}.self_attn`;
+  const heads: Parts = { field: 'num_attention_heads', count: numHeads };
+  const kvHeads: Parts = { field: 'num_key_value_heads', count: numKvHeads, mayRepeat: true };
   builder.linear({
     name: `${module}.qkv_proj`,
     modules: [
-      { name: `${module}.q_proj`, outFeatures: queryFactor * numHeads * headDim },
-      { name: `${module}.k_proj`, outFeatures: numKvHeads * headDim },
-      { name: `${module}.v_proj`, outFeatures: numKvHeads * headDim },
+      { name: `${module}.q_proj`, outFeatures: queryFactor * numHeads * headDim, outParts: heads },
+      { name: `${module}.k_proj`, outFeatures: numKvHeads * headDim, outParts: kvHeads },
+      { name: `${module}.v_proj`, outFeatures: numKvHeads * headDim, outParts: kvHeads },
     ],
     inFeatures: hiddenSize,
     layerIndex,
     role,
     hasBias,
   });
-  addLinear(builder, `${module}.o_proj`, hiddenSize, numHeads * headDim, { layerIndex, role }, hasBias);
+  addLinear(builder, `${module}.o_proj`, hiddenSize, numHeads * headDim, { layerIndex, role }, { hasBias, inParts: heads });
 }
 
-/** A dense MLP or a shared expert: gate and up as one linear where their schemes agree, and down. */
+/**
+ * A dense MLP or a shared expert: gate and up as one linear where their schemes agree, and down.
+ *
+ * @param widthField - the field of config.json that `intermediateSize` comes from.
+ */
 export function addMlp(
   builder: ModelBuilder,
   module: string,
   hiddenSize: number,
   intermediateSize: number,
   { layerIndex, role }: Pick<LayerPlace, 'layerIndex' | 'role'>,
+  widthField = 'intermediate_size',
 ): void {
+  const width: Parts = { field: widthField, count: intermediateSize };
   builder.linear({
     name: `${module}.gate_up_proj`,
     modules: [
-      { name: `${module}.gate_proj`, outFeatures: intermediateSize },
-      { name: `${module}.up_proj`, outFeatures: intermediateSize },
+      { name: `${module}.gate_proj`, outFeatures: intermediateSize, outParts: width },
+      { name: `${module}.up_proj`, outFeatures: intermediateSize, outParts: width },
     ],
     inFeatures: hiddenSize,
     layerIndex,
     role,
     hasBias: false,
   });
-  addLinear(builder, `${module}.down_proj`, hiddenSize, intermediateSize, { layerIndex, role });
+  addLinear(builder, `${module}.down_proj`, hiddenSize, intermediateSize, { layerIndex, role }, { inParts: width });
+}
+
+/** What tensor parallel may cut, see `LinearDescription`; neither = whole on every rank. */
+export interface LinearOptions {
+  readonly hasBias?: boolean;
+  readonly inParts?: Parts;
+  readonly outParts?: Parts;
 }
 
 /** A linear of one module. */
@@ -144,9 +160,17 @@ export function addLinear(
   outFeatures: number,
   inFeatures: number,
   { layerIndex, role }: { readonly layerIndex: number | undefined; readonly role: LayerRole },
-  hasBias = false,
+  { hasBias = false, inParts, outParts }: LinearOptions = {},
 ): void {
-  builder.linear({ name, modules: [{ name, outFeatures }], inFeatures, layerIndex, role, hasBias });
+  builder.linear({
+    name,
+    modules: [{ name, outFeatures, ...(outParts === undefined ? {} : { outParts }) }],
+    inFeatures,
+    ...(inParts === undefined ? {} : { inParts }),
+    layerIndex,
+    role,
+    hasBias,
+  });
 }
 
 /** The vocabulary projection; where embeddings are tied and the file holds no head, the embedding serves as one. */
@@ -155,7 +179,9 @@ export function addLmHead(builder: ModelBuilder, config: ConfigReader, prefix: s
   const isTied = config.boolean('tie_word_embeddings', false) && !isStored;
   builder.linear({
     name: 'lm_head',
-    modules: [{ name: isTied ? `${prefix}embed_tokens` : 'lm_head', outFeatures: vocabSize }],
+    modules: [
+      { name: isTied ? `${prefix}embed_tokens` : 'lm_head', outFeatures: vocabSize, outParts: { field: 'vocab_size', count: vocabSize } },
+    ],
     inFeatures: hiddenSize,
     layerIndex: undefined,
     role: 'target',

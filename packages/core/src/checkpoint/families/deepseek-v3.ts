@@ -1,6 +1,7 @@
 import type { ConfigReader } from '../config-reader.js';
 import { sane } from '../config-reader.js';
 import type { ModelBuilder } from '../model-builder.js';
+import type { Parts } from '../partition.js';
 import type { RoutingMethod } from '../../layer-spec.js';
 import type { DecoderSizes, LayerPlace } from './decoder-parts.js';
 import { addLinear, addLmHead, addMlp, readActivation, readDecoderSizes, readExpertCounts } from './decoder-parts.js';
@@ -28,7 +29,8 @@ export const deepseekV3: ModelFamily = {
       addLinear(builder, `${place.layer}.eh_proj`, hiddenSize, 2 * hiddenSize, place);
       addLayer(builder, config, sizes, place);
       const head = `${place.layer}.shared_head.head`;
-      if (builder.checkpoint.has(`${head}.weight`)) addLinear(builder, head, sizes.vocabSize, hiddenSize, place);
+      if (builder.checkpoint.has(`${head}.weight`))
+        addLinear(builder, head, sizes.vocabSize, hiddenSize, place, { outParts: { field: 'vocab_size', count: sizes.vocabSize } });
     }
     return numLayers;
   },
@@ -45,7 +47,15 @@ function addLayer(builder: ModelBuilder, config: ConfigReader, sizes: DecoderSiz
   }
   const moeIntermediateSize = config.integer('moe_intermediate_size', sane.intermediateSize);
   const numShared = config.integer('n_shared_experts', { min: 0, max: 64 }, 0);
-  if (numShared > 0) addMlp(builder, `${layer}.mlp.shared_experts`, hiddenSize, numShared * moeIntermediateSize, place);
+  if (numShared > 0)
+    addMlp(
+      builder,
+      `${layer}.mlp.shared_experts`,
+      hiddenSize,
+      numShared * moeIntermediateSize,
+      place,
+      'n_shared_experts · moe_intermediate_size',
+    );
   const counts = readExpertCounts(config, ['n_routed_experts', 'num_local_experts']);
   builder.experts({
     name: `${layer}.mlp.experts`,
@@ -60,7 +70,10 @@ function addLayer(builder: ModelBuilder, config: ConfigReader, sizes: DecoderSiz
   });
 }
 
-/** Low-rank queries unless q_lora_rank is null; keys and values from one latent vector and one shared rotary part. */
+/**
+ * Low-rank queries unless q_lora_rank is null; keys and values from one latent vector and one shared rotary part. Tensor parallel shares the
+ * heads out; what makes the latent vectors lies whole on every rank.
+ */
 function addLatentAttention(builder: ModelBuilder, config: ConfigReader, { hiddenSize, numHeads }: DecoderSizes, place: LayerPlace): void {
   const module = `${place.layer}.self_attn`;
   const nope = config.integer('qk_nope_head_dim', sane.headDim);
@@ -69,15 +82,16 @@ function addLatentAttention(builder: ModelBuilder, config: ConfigReader, { hidde
   const kvRank = config.integer('kv_lora_rank', sane.hiddenSize);
   const queryRank = config.optionalInteger('q_lora_rank', sane.hiddenSize);
   const hasBias = config.boolean('attention_bias', false);
+  const heads: Parts = { field: 'num_attention_heads', count: numHeads };
   if (queryRank === undefined) {
-    addLinear(builder, `${module}.q_proj`, numHeads * (nope + rope), hiddenSize, place);
+    addLinear(builder, `${module}.q_proj`, numHeads * (nope + rope), hiddenSize, place, { outParts: heads });
   } else {
-    addLinear(builder, `${module}.q_a_proj`, queryRank, hiddenSize, place, hasBias);
-    addLinear(builder, `${module}.q_b_proj`, numHeads * (nope + rope), queryRank, place);
+    addLinear(builder, `${module}.q_a_proj`, queryRank, hiddenSize, place, { hasBias });
+    addLinear(builder, `${module}.q_b_proj`, numHeads * (nope + rope), queryRank, place, { outParts: heads });
   }
-  addLinear(builder, `${module}.kv_a_proj_with_mqa`, kvRank + rope, hiddenSize, place, hasBias);
-  addLinear(builder, `${module}.kv_b_proj`, numHeads * (nope + value), kvRank, place);
-  addLinear(builder, `${module}.o_proj`, hiddenSize, numHeads * value, place, hasBias);
+  addLinear(builder, `${module}.kv_a_proj_with_mqa`, kvRank + rope, hiddenSize, place, { hasBias });
+  addLinear(builder, `${module}.kv_b_proj`, numHeads * (nope + value), kvRank, place, { outParts: heads });
+  addLinear(builder, `${module}.o_proj`, hiddenSize, numHeads * value, place, { hasBias, inParts: heads });
 }
 
 function readRouting(config: ConfigReader, numExperts: number, hasCorrectionBias: boolean): RoutingMethod {

@@ -25,6 +25,7 @@ export const gptOss: ModelFamily = {
         role: place.role,
         hiddenSize: sizes.hiddenSize,
         moeIntermediateSize,
+        widthField: 'intermediate_size',
         ...counts,
         activation: { type: 'swiglu', alpha: swigluAlpha, limit },
         hasBias: true,

@@ -20,6 +20,7 @@ export const mixtral: ModelFamily = {
         role: place.role,
         hiddenSize: sizes.hiddenSize,
         moeIntermediateSize,
+        widthField: 'intermediate_size',
         ...counts,
         activation,
         hasBias: false,

@@ -1,6 +1,7 @@
 import type { ConfigReader } from '../config-reader.js';
 import { sane } from '../config-reader.js';
 import type { ModelBuilder } from '../model-builder.js';
+import type { Parts } from '../partition.js';
 import type { DecoderSizes, LayerPlace } from './decoder-parts.js';
 import {
   addAttention,
@@ -66,16 +67,19 @@ function addDeltaRule(builder: ModelBuilder, config: ConfigReader, { hiddenSize 
   }
   const keySize = numKeyHeads * config.integer('linear_key_head_dim', sane.headDim);
   const valueSize = numValueHeads * config.integer('linear_value_head_dim', sane.headDim);
-  addLinear(builder, `${module}.in_proj_qkv`, 2 * keySize + valueSize, hiddenSize, place);
-  addLinear(builder, `${module}.in_proj_z`, valueSize, hiddenSize, place);
-  addLinear(builder, `${module}.in_proj_b`, numValueHeads, hiddenSize, place);
-  addLinear(builder, `${module}.in_proj_a`, numValueHeads, hiddenSize, place);
-  addLinear(builder, `${module}.out_proj`, hiddenSize, valueSize, place);
+  // A key head and its value heads stay together, so both numbers are cut alike.
+  const heads: Parts = { field: 'linear_num_key_heads', count: numKeyHeads };
+  addLinear(builder, `${module}.in_proj_qkv`, 2 * keySize + valueSize, hiddenSize, place, { outParts: heads });
+  addLinear(builder, `${module}.in_proj_z`, valueSize, hiddenSize, place, { outParts: heads });
+  addLinear(builder, `${module}.in_proj_b`, numValueHeads, hiddenSize, place, { outParts: heads });
+  addLinear(builder, `${module}.in_proj_a`, numValueHeads, hiddenSize, place, { outParts: heads });
+  addLinear(builder, `${module}.out_proj`, hiddenSize, valueSize, place, { inParts: heads });
 }
 
 function addMoe(builder: ModelBuilder, config: ConfigReader, { hiddenSize }: DecoderSizes, { layer, layerIndex, role }: LayerPlace): void {
   const sharedSize = config.integer('shared_expert_intermediate_size', { min: 0, max: sane.intermediateSize.max }, 0);
-  if (sharedSize > 0) addMlp(builder, `${layer}.mlp.shared_expert`, hiddenSize, sharedSize, { layerIndex, role });
+  if (sharedSize > 0)
+    addMlp(builder, `${layer}.mlp.shared_expert`, hiddenSize, sharedSize, { layerIndex, role }, 'shared_expert_intermediate_size');
   builder.experts({
     name: `${layer}.mlp.experts`,
     layerIndex,
