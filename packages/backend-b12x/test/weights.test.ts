@@ -1,0 +1,43 @@
+import type { DeviceInfo } from '@moe-server/core';
+import { SCHEME } from '@moe-server/core';
+import { expertGroup, expertWeightsOf, Random, randomExperts } from '@moe-server/core/conformance';
+import { expect } from 'chai';
+import type { B12xScheme } from '../src/index.js';
+import { B12xMoeBackend, expertRules } from '../src/index.js';
+
+const device: DeviceInfo = { type: 'cuda', name: 'a device', sm: 121, memoryBytes: undefined };
+const schemes = [...new Set(expertRules.flatMap((rule) => rule.schemes))];
+
+/** Weights of the schemes of this package, made by the core for any scheme. */
+type Weights = Parameters<B12xMoeBackend['pack']>[2];
+
+function ruleFor<R extends { readonly schemes: readonly B12xScheme[] }>(rules: readonly R[], scheme: B12xScheme): R {
+  const rule = rules.find((one) => one.schemes.includes(scheme));
+  if (rule === undefined) throw new RangeError(`no rule for ${scheme}`);
+  return rule;
+}
+
+describe('experts packed by b12x', () => {
+  const backend = new B12xMoeBackend();
+  for (const scheme of schemes) {
+    // Odd counts of experts, one expert, and widths that fill no atom of scales.
+    for (const [numExperts, hiddenSize, moeIntermediateSize] of [
+      [1, 128, 64],
+      [3, 256, 192],
+      [7, 160, 96],
+    ] as const) {
+      it(`come back bit for bit: ${numExperts} of ${scheme}, ${hiddenSize} by ${moeIntermediateSize}`, async () => {
+        const group = expertGroup({ w13: scheme, numExperts, hiddenSize, moeIntermediateSize, topK: 1, hasBias: false });
+        const rule = ruleFor(expertRules, scheme);
+        const experts = randomExperts(group, new Random(numExperts));
+        const packed = await backend.pack(group, rule, expertWeightsOf(experts) as Weights, { device });
+        expect(packed.layout).to.equal(rule.layout);
+        expect(packed[SCHEME]).to.deep.equal([scheme]);
+        expect(packed.residentBytes).to.equal(backend.footprint(group, rule).residentBytes);
+        experts.forEach((expert, slot) => {
+          expect(backend.unpack(group, packed, slot)).to.deep.equal(expert);
+        });
+      });
+    }
+  }
+});
