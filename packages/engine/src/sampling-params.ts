@@ -41,7 +41,8 @@ const ranges = {
   topP: { param: 'top_p', min: 0, max: 1, isOpen: true },
   minP: { param: 'min_p', min: 0, max: 1 },
   topK: { param: 'top_k', min: -1, max: 2 ** 31 - 1, isInteger: true },
-  repetitionPenalty: { param: 'repetition_penalty', min: 0, max: 10, isOpen: true },
+  /** Logits are divided by it in float32: by much less they become infinite, by less still it is a 0 that the device refuses. */
+  repetitionPenalty: { param: 'repetition_penalty', min: 0.01, max: 10 },
   presencePenalty: { param: 'presence_penalty', min: -2, max: 2 },
   frequencyPenalty: { param: 'frequency_penalty', min: -2, max: 2 },
   maxTokens: { param: 'max_tokens', min: 0, max: Number.MAX_SAFE_INTEGER, isInteger: true },

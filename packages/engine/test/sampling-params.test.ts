@@ -69,6 +69,7 @@ describe('resolveSampling', () => {
     [{ minP: 2 }, 'min_p'],
     [{ minP: -0.1 }, 'min_p'],
     [{ repetitionPenalty: 0 }, 'repetition_penalty'],
+    [{ repetitionPenalty: 1e-46 }, 'repetition_penalty'],
     [{ repetitionPenalty: 1e9 }, 'repetition_penalty'],
     [{ presencePenalty: 1e9 }, 'presence_penalty'],
     [{ frequencyPenalty: -1e9 }, 'frequency_penalty'],

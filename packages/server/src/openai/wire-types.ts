@@ -39,7 +39,7 @@ const samplingFields = {
     .max(2 ** 31 - 1)
     .optional(),
   min_p: z.number().min(0).max(1).optional(),
-  repetition_penalty: z.number().gt(0).max(10).optional(),
+  repetition_penalty: z.number().min(0.01).max(10).optional(),
   presence_penalty: z.number().min(-2).max(2).optional(),
   frequency_penalty: z.number().min(-2).max(2).optional(),
   seed: safeInteger.optional(),
