@@ -42,6 +42,7 @@ export * from './oracle/plan-types.js';
 export type { Preference, PreferenceScope, PreferenceSource } from './oracle/preferences.js';
 export { plan } from './oracle/plan.js';
 export { canonicalJson } from './oracle/plan-hash.js';
+export * from './oracle/evidence.js';
 export * from './oracle/explain.js';
 export * from './oracle/plan-diff.js';
 export * from './oracle/plan-file.js';

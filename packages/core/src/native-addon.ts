@@ -21,6 +21,17 @@ interface Attempt {
   readonly reason: string;
 }
 
+/** Path of the addon that each package has loaded in this process. */
+const loadedAddons = new Map<string, string>();
+
+/**
+ * The addons that {@link loadNativeAddon} has loaded in this process, by package. What was measured or verified with them holds for these
+ * files only.
+ */
+export function loadedNativeAddons(): ReadonlyMap<string, string> {
+  return new Map([...loadedAddons].sort(([a], [b]) => (a < b ? -1 : 1)));
+}
+
 /**
  * Loads the native half of a package. Tried in this order:
  *
@@ -38,7 +49,9 @@ export function loadNativeAddon(options: NativeAddonOptions): unknown {
   const attempts: Attempt[] = [];
   const attempt = (place: string): unknown => {
     try {
-      return require(place) as unknown;
+      const loaded = require(place) as unknown;
+      loadedAddons.set(packageName, require.resolve(place));
+      return loaded;
     } catch (error) {
       attempts.push({ place, reason: reasonOf(error) });
       return undefined;

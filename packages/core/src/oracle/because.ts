@@ -4,6 +4,7 @@ import type { LayerSpec } from '../layer-spec.js';
 import type { SchemeKey } from '../quant/quant-scheme.js';
 import { listOf } from './dimensions.js';
 import type { Candidate } from './evaluate.js';
+import { ruleName, whyMeasuredFirst } from './evidence.js';
 import type { Option } from './options.js';
 import type { Binding, PlanRequest, RuleRefusal } from './plan-types.js';
 import { describeSource, isInScope, type Preference, type PreferenceChain, type RankedPreference } from './preferences.js';
@@ -67,10 +68,13 @@ function rankOf<Spec extends LayerSpec, Rule extends Rules>(
 ): string {
   if (candidates.length === 1) return 'the only rule that covers it';
   const first = candidates[0];
-  if (displaced !== undefined) return `priority ${lead.priority}; ${displaced} comes first, but with it the plan does not fit into memory`;
+  const standing = lead.measured === undefined ? `priority ${lead.priority}` : `measured (${lead.measured.at.slice(0, 10)})`;
+  if (displaced !== undefined) return `${standing}; ${displaced} comes first, but with it the plan does not fit into memory`;
   if (first !== undefined && first !== lead) {
-    return `priority ${lead.priority}; ${first.backend}/${first.rule} comes first, but takes calls of ${first.min} to ${first.max} tokens only and would keep the weights twice`;
+    return `${standing}; ${ruleName(first)} comes first, but takes calls of ${first.min} to ${first.max} tokens only and would keep the weights twice`;
   }
+  const measured = whyMeasuredFirst(candidates);
+  if (measured !== undefined) return measured;
   const ties = candidates.filter(({ priority }) => priority === lead.priority).length;
   const tie = ties > 1 ? ' (first by name among equals)' : '';
   return `priority ${lead.priority}, the highest of ${candidates.length} rules that cover it${tie}`;

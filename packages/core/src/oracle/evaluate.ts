@@ -4,10 +4,12 @@ import type { DeviceInfo } from '../device-info.js';
 import { messageOf } from '../errors.js';
 import type { LayerSpec } from '../layer-spec.js';
 import type { SchemeKey } from '../quant/quant-scheme.js';
-import { deviceRefusal, flagRefusal, refusal, schemeRefusal } from './dimensions.js';
+import { deviceRefusal, flagRefusal, refusal, schemeRefusal, tokensRefusal } from './dimensions.js';
 import type { ErasedBackend } from './erased-backend.js';
+import { layerClassOf, measuredCosts, rankRules, ruleName } from './evidence.js';
 import type { LayerKind } from './layer-kind.js';
 import { numericsOf, numericsRefusal } from './numerics.js';
+import { compareText } from './order.js';
 import type { CandidateInfo, Evidence, LayerBytes, NarrowedCandidates, NumericsPolicy, Requirements, RuleRefusal } from './plan-types.js';
 import { describeSource, type PreferenceChain } from './preferences.js';
 
@@ -70,8 +72,7 @@ export function evaluate<Spec extends LayerSpec, Rule extends Rules>(
       else candidates.push(covered);
     }
   }
-  candidates.sort(compareCandidates);
-  return { candidates, refused: sortRefusals(refused) };
+  return { candidates: rankRules(withMeasurements(candidates, spec, context)), refused: sortRefusals(refused) };
 }
 
 /**
@@ -85,19 +86,11 @@ export function coverageRefusals<Spec extends LayerSpec, Rule extends Rules>(
   context: Pick<EvaluationContext, 'device' | 'maxNumTokens' | 'requirements'>,
 ): Refusal[] {
   const { device, requirements, maxNumTokens } = context;
-  const { min = 1, max = maxNumTokens } = rule.tokens;
   const refusals = [
     schemeRefusal(kind.schemes(spec), rule.schemes),
     deviceRefusal(device, rule.device),
     ...kind.refusals(spec, rule),
-    min > Math.min(max, maxNumTokens)
-      ? refusal(
-          'tokens',
-          `it takes calls of at least ${min} tokens, and at most ${maxNumTokens} come in one call`,
-          rule.tokens,
-          maxNumTokens,
-        )
-      : undefined,
+    tokensRefusal(maxNumTokens, rule.tokens),
     flagRefusal('batchInvariant', requirements.batchInvariant ?? false, rule.batchInvariant, 'batch invariance, which was asked for'),
     flagRefusal('graphCapture', requirements.graphCapture ?? false, rule.graphCapture, 'graph capture, which was asked for'),
   ].filter((one) => one !== undefined);
@@ -138,11 +131,14 @@ function policyRefusals<Spec extends LayerSpec, Rule extends Rules>(
   if (rule.onlyWhenNamed !== undefined && !isNamed) {
     refusals.push(refusal('onlyWhenNamed', `it is used only when somebody names ${name}: ${withoutStop(rule.onlyWhenNamed)}`, name, null));
   }
-  for (const entry of evidence.quarantined ?? []) {
+  const quarantined = evidence.quarantined ?? [];
+  const layerClass = quarantined.length > 0 ? layerClassOf(spec) : undefined;
+  for (const entry of quarantined) {
     const isMeant =
       entry.backend === name &&
       (entry.rule ?? rule.id) === rule.id &&
       (entry.kind ?? spec.kind) === spec.kind &&
+      (entry.layerClass ?? layerClass) === layerClass &&
       (entry.scheme === undefined || schemes.some((scheme) => scheme === entry.scheme));
     if (isMeant) refusals.push(refusal('quarantined', `it is quarantined: ${withoutStop(entry.reason)}`, undefined, entry.reason));
   }
@@ -258,15 +254,22 @@ function footprintOf<Spec extends LayerSpec, Rule extends Rules>(
   return result;
 }
 
-/** Best first. A total order on rules, so that the order of registration cannot show. */
-function compareCandidates(a: CandidateInfo & { readonly wish: number }, b: CandidateInfo & { readonly wish: number }): number {
-  if (a.wish !== b.wish) return a.wish - b.wish;
-  return b.priority - a.priority || compareText(a.backend, b.backend) || compareText(a.rule, b.rule);
-}
-
-/** By code units: the same on every machine, whatever its language. */
-export function compareText(a: string, b: string): number {
-  return a < b ? -1 : Number(a > b);
+/** Adds what was measured of each candidate, where evidence knows the class of the layer. */
+function withMeasurements<Spec extends LayerSpec, Rule extends Rules>(
+  candidates: readonly Candidate<Spec, Rule>[],
+  spec: Spec,
+  { evidence, maxNumTokens }: EvaluationContext,
+): readonly Candidate<Spec, Rule>[] {
+  const classes = evidence.measured?.classes ?? [];
+  if (classes.length === 0) return candidates;
+  const layerClass = layerClassOf(spec);
+  const found = classes.find((one) => one.layerClass === layerClass);
+  if (found === undefined) return candidates;
+  const costs = measuredCosts(candidates, spec, found, maxNumTokens);
+  return candidates.map((candidate) => {
+    const measured = costs.get(ruleName(candidate));
+    return measured === undefined ? candidate : { ...candidate, measured };
+  });
 }
 
 /** Keeps the candidates that the hook kept; the others become refusals that name the tap. */
@@ -275,8 +278,8 @@ export function narrowed<Spec extends LayerSpec, Rule extends Rules>(
   spec: LayerSpec,
   narrow: (candidates: readonly CandidateInfo[], layer: LayerSpec) => NarrowedCandidates,
 ): Evaluation<Spec, Rule> {
-  const infos = candidates.map(({ backend, rule, numerics, priority, built }) =>
-    Object.freeze({ backend, rule, numerics, priority, built }),
+  const infos = candidates.map(({ backend, rule, numerics, priority, built, measured }) =>
+    Object.freeze({ backend, rule, numerics, priority, built, ...(measured === undefined ? {} : { measured }) }),
   );
   const { kept, removedBy } = narrow(infos, spec);
   const keptSet = new Set(kept);
@@ -288,7 +291,8 @@ export function narrowed<Spec extends LayerSpec, Rule extends Rules>(
       reasons: [refusal('hook', `${removedBy.get(info) ?? 'a plugin'} removed it from the candidates`, undefined, undefined)],
     }));
   return {
-    candidates: candidates.filter((_, index) => keptSet.has(infos[index] as CandidateInfo)),
+    // Ranked anew: what was removed may have been what others were measured against.
+    candidates: rankRules(candidates.filter((_, index) => keptSet.has(infos[index] as CandidateInfo))),
     refused: sortRefusals([...refused, ...removals]),
   };
 }

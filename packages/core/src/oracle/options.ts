@@ -2,6 +2,7 @@ import type { SupportRule } from '../backend.js';
 import type { LayerSpec } from '../layer-spec.js';
 import type { SchemeKey } from '../quant/quant-scheme.js';
 import type { Candidate } from './evaluate.js';
+import { compareNumbers } from './order.js';
 import type { LayerBytes } from './plan-types.js';
 
 type Rules = SupportRule<SchemeKey>;
@@ -39,7 +40,7 @@ export function optionsOf<Spec extends LayerSpec, Rule extends Rules>(
   const rank = new Map(options.map((option, index) => [option, index]));
   const isDouble = ({ pieces }: Option<Spec, Rule>) => Number(layoutsOf(pieces).size > 1);
   return options.sort(
-    (a, b) => compareWish(a.lead.wish, b.lead.wish) || isDouble(a) - isDouble(b) || (rank.get(a) ?? 0) - (rank.get(b) ?? 0),
+    (a, b) => compareNumbers(a.lead.wish, b.lead.wish) || isDouble(a) - isDouble(b) || (rank.get(a) ?? 0) - (rank.get(b) ?? 0),
   );
 }
 
@@ -94,16 +95,12 @@ function bestFrom<Spec extends LayerSpec, Rule extends Rules>(
       continue;
     }
     const difference =
-      compareWish(candidate.wish, best.wish) ||
+      compareNumbers(candidate.wish, best.wish) ||
       Number(layouts.has(best.supportRule.layout)) - Number(layouts.has(candidate.supportRule.layout)) ||
       Number(best.max >= end) - Number(candidate.max >= end);
     if (difference < 0) best = candidate;
   }
   return best;
-}
-
-function compareWish(a: number, b: number): number {
-  return a === b ? 0 : a - b;
 }
 
 function layoutsOf<Spec extends LayerSpec, Rule extends Rules>(pieces: readonly Piece<Spec, Rule>[]): Map<string, Candidate<Spec, Rule>> {

@@ -3,6 +3,7 @@ import type { ExpertSupportRule, LinearSupportRule, Range, Refusal } from '../ba
 import type { DeviceInfo } from '../device-info.js';
 import type { LayerRole, LayerSpec } from '../layer-spec.js';
 import type { ErasedLinearBackend, ErasedMoeBackend } from './erased-backend.js';
+import type { MeasuredClass, MeasuredCost } from './evidence.js';
 import type { Preference } from './preferences.js';
 
 /** Everything a plan depends on. {@link plan} reads nothing else. */
@@ -44,6 +45,12 @@ export interface Requirements {
 export interface Evidence {
   /** Kernels that crashed or computed wrong numbers; a field left out matches all. */
   readonly quarantined?: readonly Quarantine[];
+  /** Ranks the rules that cover a layer before their priorities do. */
+  readonly measured?: {
+    /** Fingerprint of the device, the plugins and the release that the times hold for. */
+    readonly environment: string;
+    readonly classes: readonly MeasuredClass[];
+  };
 }
 
 export interface Quarantine {
@@ -51,6 +58,8 @@ export interface Quarantine {
   readonly rule?: string;
   readonly kind?: LayerSpec['kind'];
   readonly scheme?: string;
+  /** As `layerClassOf` makes it. */
+  readonly layerClass?: string;
   /** A sentence with what happened and when. */
   readonly reason: string;
 }
@@ -62,6 +71,8 @@ export interface CandidateInfo {
   readonly numerics: NumericsClass;
   readonly priority: number;
   readonly built: boolean;
+  /** Left out = not measured for this class of layers at every size that the rule takes. */
+  readonly measured?: MeasuredCost;
 }
 
 export interface NarrowedCandidates {
@@ -83,6 +94,8 @@ export interface Plan {
   readonly bytes: PlanBytes;
   /** What somebody asked for and did not get, or got differently: one sentence each. */
   readonly notices: readonly string[];
+  /** The measurements that ranked kernels; left out = there were none, and priority did. */
+  readonly evidence?: { readonly environment: string; readonly numClasses: number };
   /** SHA-256 (hex) over what was decided: equal hashes bind equal kernels. Wording and ranks do not enter. */
   readonly hash: string;
 }

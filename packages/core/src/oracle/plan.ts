@@ -3,11 +3,12 @@ import type { LayerSpec } from '../layer-spec.js';
 import type { SchemeKey } from '../quant/quant-scheme.js';
 import { describeDevice, refusal } from './dimensions.js';
 import type { ErasedBackend } from './erased-backend.js';
-import { compareText, evaluate, narrowed, sortRefusals, type Evaluation, type EvaluationContext } from './evaluate.js';
+import { evaluate, narrowed, sortRefusals, type Evaluation, type EvaluationContext } from './evaluate.js';
 import { linearKind, moeKind, type LayerKind } from './layer-kind.js';
 import { fitIntoMemory, formatBytes, sumBytes } from './memory.js';
 import { becauseOf, noticesOf, type WishOutcome } from './because.js';
 import { firstGap, optionsOf, type Option } from './options.js';
+import { compareText } from './order.js';
 import { planHash } from './plan-hash.js';
 import type { Alternative, Binding, LayerBytes, LayerPlan, Plan, PlanRequest, RuleRefusal } from './plan-types.js';
 import { byPrecedence, chainFor, type PreferenceChain, type RankedPreference } from './preferences.js';
@@ -41,8 +42,8 @@ const noBytes: LayerBytes = { residentBytes: 0, preparePeakBytes: 0, workspaceBy
  * backends or rules stand in it (preferences of equal precedence count in their order).
  *
  * Every rule of every backend of a layer's kind is asked on every dimension. Of the rules that cover a layer, preferences choose first, then
- * priority, then names. Where no rule takes calls of every size, several are composed. Does not throw for layers that nobody serves: they are
- * in `unserved`, with all reasons in the layer; `explainUnserved` makes one error of them.
+ * measurements where the request brings them, then priority, then names. Where no rule takes calls of every size, several are composed. Does
+ * not throw for layers that nobody serves: they are in `unserved`, with all reasons in the layer; `explainUnserved` makes one error of them.
  */
 export function plan(request: PlanRequest): Plan {
   const { device, maxNumTokens } = request;
@@ -91,8 +92,16 @@ export function plan(request: PlanRequest): Plan {
       availableBytes,
     ),
     notices: noticesOf(preferences, verdicts, request),
+    ...evidenceOf(request),
   };
   return { ...decision, hash: planHash(decision) };
+}
+
+/** What the plan says of the evidence that it was given. */
+function evidenceOf({ evidence }: PlanRequest): Pick<Plan, 'evidence'> {
+  if (evidence?.measured === undefined) return {};
+  const { environment, classes } = evidence.measured;
+  return { evidence: { environment, numClasses: classes.length } };
 }
 
 /** Evaluates each distinct spec once. */
@@ -194,12 +203,13 @@ function decide<Spec extends LayerSpec, Rule extends Rules>(
   });
   const eligible = candidates
     .filter((candidate) => !taken.has(candidate) && !tooLarge.includes(candidate))
-    .map(({ backend, rule, numerics, priority, built, supportRule, wish }) => ({
+    .map(({ backend, rule, numerics, priority, built, measured, supportRule, wish }) => ({
       backend,
       rule,
       numerics,
       priority,
       built,
+      ...(measured === undefined ? {} : { measured }),
       tokens: supportRule.tokens,
       because:
         wish > option.lead.wish ? 'a preference names the one that was taken' : `${option.lead.backend}/${option.lead.rule} comes first`,
