@@ -74,3 +74,7 @@ export function relativeL2(a: ArrayLike<number>, reference: ArrayLike<number>): 
   }
   return Math.sqrt(difference / norm);
 }
+
+export { measureProcess, type MeasuredProcess } from './measured-process.js';
+export { writeSparseCheckpoint, type SparseModel, type SparseTensor } from './sparse-checkpoint.js';
+export { deepseekV3, mixedQwen35Moe, type SparseStorage } from './sparse-models.js';
