@@ -50,6 +50,13 @@ export { formatBytes } from './oracle/memory.js';
 export { describeDevice } from './oracle/dimensions.js';
 export { prepareExperts, prepareLinear, type PrepareContext, type PrepareHost } from './oracle/prepare.js';
 export type { PreparedBinding, PreparedLayer } from './oracle/prepared-layer.js';
+// Kernels checked before they serve
+export { KernelVerification, quarantineOf } from './verification/kernel-verification.js';
+export type { KernelVerificationOptions } from './verification/kernel-verification.js';
+export type { ExpertsCall, KernelRunner, LinearCall } from './verification/kernel-runner.js';
+export type { KernelFigures } from './verification/layer-sample.js';
+export { openVerifiedKernels, verifiedInMemory } from './verification/verified-kernels.js';
+export type { VerifiedKernel, VerifiedKernels } from './verification/verified-kernels.js';
 // Plugins: registration, injection, hooks
 export * from './plugin-host.js';
 export type { Hooks } from './hooks.js';

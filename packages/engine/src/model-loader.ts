@@ -1,5 +1,6 @@
 import type {
   Checkpoint,
+  KernelVerification,
   LayerPlan,
   LinearSpec,
   ModelDescription,
@@ -40,6 +41,8 @@ export interface LoadModelOptions {
   readonly maxPositions: number;
   /** The plan is for a device that is not here: its kernels' declared arithmetic runs in plain functions. Default false. */
   readonly simulate?: boolean;
+  /** Checks every kernel before it serves; left out = kernels are taken at their word. */
+  readonly verification?: KernelVerification;
   readonly onProgress?: (progress: LoadProgress) => void;
   readonly signal?: AbortSignal;
 }
@@ -66,8 +69,9 @@ export interface LoadedModel {
  * Reads a checkpoint onto the device and makes the kernels that the plan names, layer by layer, so that beside the packed weights
  * only one layer's are in memory.
  *
- * @throws {MoeError} as reading, packing and the backends do; MOE_UNSUPPORTED_LAYERS for a layer that the plan leaves unserved. What
- * was prepared until then is freed.
+ * @throws {MoeError} as reading, packing and the backends do; MOE_UNSUPPORTED_LAYERS for a layer that the plan leaves unserved; MOE_DEVICE_KERNEL
+ * for a kernel that does not compute what its rule declares: core's `quarantineOf` says what to plan without. What was prepared until
+ * then is freed.
  */
 export async function loadModel(options: LoadModelOptions): Promise<LoadedModel> {
   const { checkpoint, config, maxPositions } = options;
@@ -224,12 +228,13 @@ class CheckpointWeights implements WeightSource {
   }
 
   #context(layer: string): PrepareContext {
-    const { device, maxNumTokens, plan, simulate = false, signal } = this.#options;
+    const { device, maxNumTokens, plan, simulate = false, verification, signal } = this.#options;
     signal?.throwIfAborted();
     return {
       device: simulate ? plan.device : device.info,
       maxNumTokens,
       simulate,
+      ...(verification === undefined ? {} : { verification }),
       onProgress: (bytesRead) => {
         this.#progress(layer, bytesRead);
       },

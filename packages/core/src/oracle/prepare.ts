@@ -7,6 +7,8 @@ import { MoeError, isMoeError, messageOf } from '../errors.js';
 import type { Hooks } from '../hooks.js';
 import type { ExpertGroupSpec, LayerSpec, LinearSpec } from '../layer-spec.js';
 import { SCHEME, type SchemeKey } from '../quant/quant-scheme.js';
+import { quarantine, type KernelVerification } from '../verification/kernel-verification.js';
+import { ExpertsSample, LinearSample, type LayerSample } from '../verification/layer-sample.js';
 import { refusal } from './dimensions.js';
 import type { ErasedBackend, ErasedLinearBackend, ErasedMoeBackend } from './erased-backend.js';
 import { coverageRefusals, findPacker, missingKernel } from './evaluate.js';
@@ -29,6 +31,8 @@ export interface PrepareContext extends PackContext, KernelContext {
    * Whether a kernel is built does not matter then. `device` is the simulated one.
    */
   readonly simulate?: boolean;
+  /** Checks every kernel before it serves; left out = kernels are taken at their word. Simulated ones need no check. */
+  readonly verification?: KernelVerification;
 }
 
 /**
@@ -36,7 +40,8 @@ export interface PrepareContext extends PackContext, KernelContext {
  * until then is disposed.
  *
  * @throws {MoeError} MOE_UNSUPPORTED_LAYERS when the plan leaves the layer unserved or a rule does not cover it any more; MOE_PLUGIN_BRAND when
- *   weights of another scheme are handed over or come back; MOE_DEVICE_KERNEL when a backend throws; what reading throws.
+ *   weights of another scheme are handed over or come back; MOE_DEVICE_KERNEL when a backend throws or its kernel computes something else than its
+ *   rule declares (`quarantineOf` says what to plan without); what reading throws.
  */
 export async function prepareExperts(
   host: PrepareHost,
@@ -45,7 +50,10 @@ export async function prepareExperts(
   weights: ExpertWeights,
   context: PrepareContext,
 ): Promise<PreparedLayer> {
-  return prepare(moeKind, host.moeBackends, host.hooks, layerPlan, group, context, narrowExperts(group, weights, context));
+  return prepare(moeKind, host.moeBackends, host.hooks, layerPlan, group, context, {
+    newSample: () => new ExpertsSample(group),
+    narrow: (sample) => narrowExperts(group, weights, context, sample?.take),
+  });
 }
 
 /** As {@link prepareExperts}, for a linear. */
@@ -56,46 +64,67 @@ export async function prepareLinear(
   weights: LinearWeights,
   context: PrepareContext,
 ): Promise<PreparedLayer> {
-  return prepare(linearKind, host.linearBackends, host.hooks, layerPlan, linear, context, narrowLinear(linear, weights, context));
+  return prepare(linearKind, host.linearBackends, host.hooks, layerPlan, linear, context, {
+    newSample: () => new LinearSample(linear),
+    narrow: (sample) => narrowLinear(linear, weights, context, sample?.take),
+  });
 }
 
 type Rules = SupportRule<SchemeKey>;
 
-async function prepare<Spec extends LayerSpec, Rule extends Rules>(
+/** What differs between experts and linears. */
+interface LayerAccess<Spec extends LayerSpec, Rule extends Rules, Sample> {
+  readonly newSample: () => Sample;
+  /** @param sample - what is to see the weights as they are read; undefined where no kernel is checked. */
+  readonly narrow: (sample: Sample | undefined) => NarrowedLayer<Spec, Rule>;
+}
+
+async function prepare<Spec extends LayerSpec, Rule extends Rules, Sample extends LayerSample<never>>(
   kind: LayerKind<Spec, Rule>,
   registry: readonly ErasedBackend<Spec, Rule>[],
   hooks: Hooks,
   layerPlan: LayerPlan,
   spec: Spec,
   context: PrepareContext,
-  layer: NarrowedLayer<Spec, Rule>,
+  { newSample, narrow }: LayerAccess<Spec, Rule, Sample>,
 ): Promise<PreparedLayer> {
   checkPlan(layerPlan, spec, context);
+  const { device, simulate = false } = context;
+  const verification = simulate ? undefined : context.verification;
+  const bound = layerPlan.bindings.map((binding) => {
+    const { erased, rule } = findCovering(kind, registry, spec, binding, context);
+    const packer = findPacker(kind, spec, registry, erased, rule, context);
+    if (packer === undefined)
+      throw uncovered(spec, binding, [refusal('layout', `nobody installed packs the layout ${rule.layout}`, rule.layout, null)]);
+    const { min, max } = binding.tokens;
+    const tokens = { min, max: Math.min(max, context.maxNumTokens) };
+    return { binding, spec, schemes: kind.schemes(spec), backend: erased, rule, tokens, packer };
+  });
+  const sample = bound.some((one) => verification?.isNeeded(one) === true) ? newSample() : undefined;
+  const layer = narrow(sample);
   const packs = new Map<string, PackShare>();
   const bindings: PreparedBinding[] = [];
   try {
-    for (const binding of layerPlan.bindings) {
-      const { erased, rule } = findCovering(kind, registry, spec, binding, context);
-      const where = `${erased.name}/${rule.id} on ${spec.name}`;
-      const packer = findPacker(kind, spec, registry, erased, rule, context);
-      if (packer === undefined)
-        throw uncovered(spec, binding, [refusal('layout', `nobody installed packs the layout ${rule.layout}`, rule.layout, null)]);
+    for (const one of bound) {
+      const { binding, backend, rule, packer, tokens } = one;
+      const where = `${backend.name}/${rule.id} on ${spec.name}`;
       let share = packs.get(rule.layout);
       if (share === undefined) {
-        const packed = await contained(context, `packing weights by ${packer.erased.name}/${packer.rule.id} for ${where}`, () =>
-          layer.pack(packer.erased, packer.rule),
-        );
+        const doing = `packing weights by ${packer.erased.name}/${packer.rule.id} for ${where}`;
+        const packed = await contained(context, spec, binding, doing, () => layer.pack(packer.erased, packer.rule));
         share = new PackShare(packed);
         packs.set(rule.layout, share);
         checkPacked(packed, kind.schemes(spec), rule.layout, packer.erased.name, packer.rule.id, spec.name);
       }
       const { packed } = share;
-      const kernelContext = { device: context.device, maxNumTokens: Math.min(binding.tokens.max, context.maxNumTokens) };
-      const kernel = await contained(context, `making the kernel ${where}`, async () =>
-        context.simulate === true ? layer.simulate(packer.erased, rule, packed) : layer.createKernel(erased, rule, packed, kernelContext),
+      const kernel = await contained(context, spec, binding, `making the kernel ${where}`, async () =>
+        simulate
+          ? layer.simulate(packer.erased, rule, packed)
+          : layer.createKernel(backend, rule, packed, { device, maxNumTokens: tokens.max }),
       );
       checkEntry(kernel, where);
       bindings.push({ binding, kernel: share.use(kernel), packed: share.handle });
+      if (sample !== undefined && verification?.isNeeded(one) === true) await verification.verify(one, kernel, sample);
     }
   } catch (error) {
     for (const { kernel } of bindings) kernel.dispose();
@@ -177,13 +206,24 @@ function uncovered(spec: LayerSpec, { backend, rule }: Binding, refusals: readon
   );
 }
 
-/** What a backend throws gets the place where it happened; errors of ours and aborts already have theirs. */
-async function contained<T>({ signal }: PrepareContext, what: string, run: () => Promise<T>): Promise<T> {
+/**
+ * What a backend throws gets the place where it happened, and what a plan must leave out so that another kernel takes the layer; other errors of
+ * ours and aborts already have theirs.
+ */
+async function contained<T>(
+  { signal }: PrepareContext,
+  spec: LayerSpec,
+  { backend, rule }: Binding,
+  what: string,
+  run: () => Promise<T>,
+): Promise<T> {
   try {
     return await run();
   } catch (error) {
-    if (isMoeError(error) || signal?.aborted === true) throw error;
-    throw new MoeError('MOE_DEVICE_KERNEL', `${what}: ${messageOf(error)}`, { operation: what }, { cause: error });
+    if ((isMoeError(error) && error.code !== 'MOE_DEVICE_KERNEL') || signal?.aborted === true) throw error;
+    const message = `${what}: ${messageOf(error)}`;
+    const details = { operation: what, quarantine: quarantine(spec, backend, rule, `it failed while ${message}`) };
+    throw new MoeError('MOE_DEVICE_KERNEL', message, details, { cause: error });
   }
 }
 
