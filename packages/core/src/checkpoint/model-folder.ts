@@ -93,18 +93,18 @@ export async function findWeightFiles(directory: string): Promise<WeightFiles> {
   const map = isRecord(index) ? index.weight_map : undefined;
   if (!isRecord(map)) throw indexError('weight_map', 'expected an object {"weight_map": {tensor: file}}');
   const fileOf = new Map<string, string>();
-  const files = new Set<string>();
+  /** Each with the first tensor in it, for messages. */
+  const files = new Map<string, string>();
   for (const tensor in map) {
     const file = map[tensor];
     if (typeof file !== 'string')
       throw indexError(tensor, `tensor ${tensor}: expected a file name, got ${JSON.stringify(file).slice(0, 80)}`);
     fileOf.set(tensor, file);
-    files.add(file);
+    if (!files.has(file)) files.set(file, tensor);
     if (fileOf.size > maxIndexEntries) throw indexError('weight_map', `it lists more than ${String(maxIndexEntries)} tensors`);
   }
   if (fileOf.size === 0) throw indexError('weight_map', 'it lists no tensors');
-  for (const file of files) {
-    const tensor = firstTensorOf(fileOf, file);
+  for (const [file, tensor] of files) {
     if (!file.endsWith('.safetensors')) {
       throw indexError(
         tensor,
@@ -120,16 +120,11 @@ export async function findWeightFiles(directory: string): Promise<WeightFiles> {
       );
     }
   }
-  return { files: [...files].sort(), fileOf };
+  return { files: [...files.keys()].sort(), fileOf };
 }
 
 function indexError(tensor: string, reason: string, details: Readonly<Record<string, unknown>> = {}): MoeError {
   return new MoeError('MOE_CHECKPOINT_INDEX', `${indexFile}: ${reason}.`, { file: indexFile, tensor, ...details });
-}
-
-function firstTensorOf(fileOf: ReadonlyMap<string, string>, file: string): string {
-  for (const [tensor, candidate] of fileOf) if (candidate === file) return tensor;
-  return '';
 }
 
 /**

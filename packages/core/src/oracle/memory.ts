@@ -15,7 +15,9 @@ export interface MemoryChoice {
  */
 export function fitIntoMemory(choices: readonly MemoryChoice[], availableBytes: number | undefined): readonly number[] {
   const chosen = choices.map(({ options }): number => (options.length > 0 ? 0 : -1));
-  if (availableBytes === undefined || requiredBytes(choices, chosen) <= availableBytes) return chosen;
+  if (availableBytes === undefined) return chosen;
+  const sum = new RunningSum(choices, chosen);
+  if (sum.requiredBytes <= availableBytes) return chosen;
   const cheapest = cheapestAssignment(choices);
   const saving = (index: number) =>
     (bytesAt(choices, index, chosen)?.residentBytes ?? 0) - (bytesAt(choices, index, cheapest)?.residentBytes ?? 0);
@@ -28,8 +30,10 @@ export function fitIntoMemory(choices: readonly MemoryChoice[], availableBytes: 
     }))
     .sort((a, b) => Number(a.isWished) - Number(b.isWished) || b.saved - a.saved || a.index - b.index);
   for (const { index } of moves) {
+    sum.add(index, -1);
     chosen[index] = cheapest[index] ?? -1;
-    if (requiredBytes(choices, chosen) <= availableBytes) break;
+    sum.add(index, 1);
+    if (sum.requiredBytes <= availableBytes) break;
   }
   return chosen;
 }
@@ -109,10 +113,46 @@ function bytesAt(choices: readonly MemoryChoice[], index: number, chosen: readon
   return choices[index]?.options[chosen[index] ?? -1]?.bytes;
 }
 
-function requiredBytes(choices: readonly MemoryChoice[], chosen: readonly number[]): number {
-  const layers = choices.flatMap(({ numLayers }, index) => {
-    const bytes = bytesAt(choices, index, chosen);
-    return bytes === undefined ? [] : [{ bytes, numLayers }];
-  });
-  return sumBytes(layers, undefined).requiredBytes;
+/** The sum of a choice that changes one class at a time, without going through all of them at each step. */
+class RunningSum {
+  #residentBytes = 0;
+  /** How many classes have each transient, and the position of the largest that some class has. */
+  readonly #counts = new Map<number, number>();
+  readonly #transients: readonly number[];
+  #largest = 0;
+
+  constructor(
+    private readonly choices: readonly MemoryChoice[],
+    private readonly chosen: readonly number[],
+  ) {
+    const transients = choices.flatMap(({ options }) => options.map(({ bytes }) => transientOf(bytes)));
+    this.#transients = [...new Set(transients)].sort((a, b) => a - b);
+    for (const index of choices.keys()) this.add(index, 1);
+  }
+
+  get requiredBytes(): number {
+    return this.#residentBytes + (this.#transients[this.#largest] ?? 0);
+  }
+
+  /** @param sign - 1 to count what is chosen for the class, −1 to take it out before another is. */
+  add(index: number, sign: 1 | -1): void {
+    const bytes = bytesAt(this.choices, index, this.chosen);
+    if (bytes === undefined) return;
+    this.#residentBytes += sign * bytes.residentBytes * (this.choices[index]?.numLayers ?? 0);
+    const transient = transientOf(bytes);
+    this.#counts.set(transient, (this.#counts.get(transient) ?? 0) + sign);
+    if (sign > 0) this.#largest = Math.max(this.#largest, this.#positionOf(transient));
+    else while (this.#largest > 0 && (this.#counts.get(this.#transients[this.#largest] ?? 0) ?? 0) === 0) this.#largest -= 1;
+  }
+
+  #positionOf(transient: number): number {
+    let low = 0;
+    let high = this.#transients.length - 1;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if ((this.#transients[middle] ?? 0) < transient) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
 }
