@@ -110,22 +110,25 @@ export function parseModelConfig(config: Readonly<Record<string, unknown>>, gene
   if (headDim % 2 !== 0) throw fields.error('head_dim', 'an even number, because the rotary embedding turns pairs', headDim);
   const maxPositions = fields.integer('max_position_embeddings', sane.positions);
   const rope = parseRope(fields, architecture, maxPositions, family.defaultRopeTheta);
+  const vocabSize = fields.integer('vocab_size', sane.vocabulary);
+  const rmsNormEps = fields.number('rms_norm_eps', family.defaultRmsNormEps);
+  if (rmsNormEps < 0) throw fields.error('rms_norm_eps', 'a number that is not negative', rmsNormEps);
   return {
     architecture,
-    vocabSize: fields.integer('vocab_size', sane.vocabulary),
+    vocabSize,
     hiddenSize,
     numLayers,
     numHeads,
     numKvHeads,
     headDim,
-    rmsNormEps: fields.number('rms_norm_eps', family.defaultRmsNormEps),
+    rmsNormEps,
     hasQkNorm: family.hasQkNorm,
     rope,
     slidingWindow: family.slidingWindow(fields),
     maxContextLength: maxContextLengthOf(rope.scaling, maxPositions),
     denseLayers: family.denseLayers(fields, numLayers),
     bosTokenId: fields.optionalInteger('bos_token_id', tokenId),
-    eosTokenIds: tokenIds(generation, 'eos_token_id') ?? tokenIds(fields, 'eos_token_id') ?? [],
+    eosTokenIds: endTokenIds(generation, vocabSize) ?? endTokenIds(fields, vocabSize) ?? [],
     samplingDefaults: {
       temperature: generation.boolean('do_sample', true) ? optionalNumber(generation, 'temperature') : 0,
       topK: optionalNumber(generation, 'top_k'),
@@ -193,7 +196,9 @@ function parseRope(fields: ConfigReader, architecture: Architecture, maxPosition
       : fields.number('partial_rotary_factor', 1);
   if (partial !== 1) throw unsupported(architecture, 'partial_rotary_factor', partial, 'a rotary embedding on a part of each head');
   const scaling: RopeScaling = parameters === undefined ? { type: 'default' } : parseScaling(parameters, architecture, maxPositions);
-  return { theta: fields.ropeTheta(defaultTheta), scaling };
+  const theta = fields.ropeTheta(defaultTheta);
+  if (theta <= 0) throw fields.error('rope_theta', 'a positive number', theta);
+  return { theta, scaling };
 }
 
 function parseScaling(fields: ConfigReader, architecture: Architecture, maxPositions: number): RopeScaling {
@@ -247,11 +252,14 @@ function maxContextLengthOf(scaling: RopeScaling, maxPositions: number): number 
 
 const tokenId = { min: 0, max: sane.vocabulary.max };
 
-/** One id or a list of them. */
-function tokenIds(fields: ConfigReader, field: string): readonly number[] | undefined {
-  const value = fields.raw(field);
-  if (Array.isArray(value)) return fields.integers(field);
-  return value === undefined ? undefined : [fields.integer(field, tokenId)];
+/** One id or a list of them, each with a logit of its own: min_tokens masks it, and a device refuses a whole step for one that it cannot find. */
+function endTokenIds(fields: ConfigReader, vocabSize: number): readonly number[] | undefined {
+  const field = 'eos_token_id';
+  if (!fields.has(field)) return undefined;
+  const ids = Array.isArray(fields.raw(field)) ? fields.integers(field) : [fields.integer(field, tokenId)];
+  const missing = ids.find((id) => id >= vocabSize);
+  if (missing !== undefined) throw fields.error(field, `token ids below vocab_size (${String(vocabSize)})`, missing);
+  return ids;
 }
 
 function optionalNumber(fields: ConfigReader, field: string): number | undefined {

@@ -130,6 +130,10 @@ describe('parseModelConfig', () => {
     ['vocab_size', undefined],
     ['num_key_value_heads', 3],
     ['rope_theta', 'big'],
+    ['rope_theta', 0],
+    ['rms_norm_eps', -1e-6],
+    ['eos_token_id', 640],
+    ['eos_token_id', [7, 640]],
     ['use_sliding_window', 1],
     ['architectures', 'Qwen3MoeForCausalLM'],
   ] as const) {
