@@ -38,7 +38,7 @@ void Executor::submit(const Program* program, const uint8_t* step_buffer) {
 
 bool Executor::next_job(Job& job) {
   const auto deadline = std::chrono::steady_clock::now() + kSpin;
-  for (int turn = 0; !has_job_.load(std::memory_order_acquire); turn++) {
+  for (uint32_t turn = 0; !has_job_.load(std::memory_order_acquire); turn++) {
     if (turn % kSpinTurns == 0 && std::chrono::steady_clock::now() > deadline) break;
     spin(turn);
   }

@@ -24,7 +24,7 @@ constexpr int64_t kIntervalsPerThread = 16;
 
 }  // namespace
 
-void spin(int turn) {
+void spin(uint32_t turn) {
   if (turn % kSpinTurns == kSpinTurns - 1) return std::this_thread::yield();
 #if defined(__x86_64__)
   _mm_pause();
@@ -93,7 +93,7 @@ void ThreadPool::run(int64_t count, int64_t grain, moe_task task, void* arg) {
   wake();
   take_intervals(0);
   state_.fetch_and(~kOpen, std::memory_order_acq_rel);
-  for (int turn = 0; (state_.load(std::memory_order_acquire) & kJoined) != 0; turn++) spin(turn);
+  for (uint32_t turn = 0; (state_.load(std::memory_order_acquire) & kJoined) != 0; turn++) spin(turn);
 }
 
 void ThreadPool::take_intervals(uint32_t thread) {
@@ -108,7 +108,8 @@ void ThreadPool::take_intervals(uint32_t thread) {
 void ThreadPool::work(uint32_t thread) {
   uint64_t last_number = 0;
   auto deadline = Clock::now();
-  for (int turn = 0;; turn++) {
+  /* Unsigned: a worker that lives for minutes counts past 2^31. */
+  for (uint32_t turn = 0;; turn++) {
     const uint32_t generation = generation_.load();
     uint64_t state = state_.load(std::memory_order_acquire);
     if ((state & kOpen) != 0 && state >> 32 != last_number) {

@@ -17,10 +17,10 @@ namespace moe {
  * One turn of waiting awake, counted by `turn`. Now and then it offers the core to others: on a busy machine the thread
  * that is waited for may be waiting for this very core.
  */
-void spin(int turn);
+void spin(uint32_t turn);
 
 /* Turns between two such offers, and between two looks at the clock, which cost as much as a few turns. */
-inline constexpr int kSpinTurns = 32;
+inline constexpr uint32_t kSpinTurns = 32;
 
 /*
  * The threads of one engine. The thread that calls parallel_for is thread 0 and works too; the others, numbered from 1,
