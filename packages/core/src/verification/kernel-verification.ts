@@ -36,6 +36,8 @@ export interface BoundRule<Spec extends LayerSpec> {
   readonly backend: Backend<Spec>;
   readonly rule: SupportRule<SchemeKey>;
   readonly tokens: Binding['tokens'];
+  /** Who packs the weights, which need not be the backend. */
+  readonly packer: { readonly erased: Backend<Spec> };
 }
 
 /** Part of what verified kernels are known by: raised when the check or the reference changes what it accepts. */
@@ -99,14 +101,18 @@ export class KernelVerification {
   }
 
   /** Everything that a kernel's numbers can depend on, as far as it can be seen from outside. */
-  #fingerprint<Spec extends LayerSpec>({ spec, backend, rule, tokens }: BoundRule<Spec>): string {
+  #fingerprint<Spec extends LayerSpec>({ spec, backend, rule, tokens, packer }: BoundRule<Spec>): string {
     const { device, plugins } = this.#options;
-    const plugin = plugins.find(({ name }) => name === backend.plugin);
+    const versioned = ({ name, plugin }: Backend<Spec>): readonly unknown[] => [
+      name,
+      plugin,
+      plugins.find((one) => one.name === plugin)?.version ?? null,
+    ];
     const parts = {
       checkVersion,
       contractVersion,
-      backend: backend.name,
-      plugin: [backend.plugin, plugin?.version ?? null],
+      backend: versioned(backend),
+      packer: versioned(packer.erased),
       rule,
       tokens,
       layerClass: layerClassOf(spec),
