@@ -248,7 +248,7 @@ function sizeAdvice(actual: number, required: Multiple, tpSize: number): string 
   const whole = actual * tpSize;
   for (let size = tpSize - 1; size >= 1; size -= 1) {
     if (tpSize % size === 0 && fits(whole / size))
-      return `${padded === undefined ? '; ' : `; pad to ${padded}, or `}use tensor parallel ${size}`;
+      return `${padded === undefined ? '; ' : `; pad to ${padded}, or `}use ${size === 1 ? 'no tensor parallel' : `tensor parallel ${size}`}`;
   }
   if (padded === undefined || actual % required.multipleOf === 0) return '';
   return tpSize > 1 ? `; pad to ${padded}` : `; ${padded} would do`;
