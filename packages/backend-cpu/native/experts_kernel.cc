@@ -15,9 +15,16 @@ namespace {
 constexpr int64_t kDownTiles = 4;
 constexpr int64_t kPartialBytes = 1 << 20;
 
+constexpr int64_t kTilePartialBytes = kTileRows * static_cast<int64_t>(sizeof(float));
+
 int64_t down_tiles_at_once(int64_t choices) {
-  return std::clamp<int64_t>(kPartialBytes / (choices * kTileRows * static_cast<int64_t>(sizeof(float))), 1,
-                             kDownTiles);
+  return std::clamp<int64_t>(kPartialBytes / (choices * kTilePartialBytes), 1, kDownTiles);
+}
+
+// Partials of one thread. Never less for more choices, unlike down_tiles_at_once(choices) * choices: the memory is
+// allocated for the largest step, and smaller ones must find room in it.
+int64_t thread_partials(int64_t choices) {
+  return std::max(choices, std::min(choices * kDownTiles, kPartialBytes / kTilePartialBytes)) * kTileRows;
 }
 
 // Pairs (token, choice) of one expert within `Plan::pairs`.
@@ -38,7 +45,7 @@ struct Plan {
   uint8_t* inputs;
   // [num_pairs] records, in the order of `pairs`.
   uint8_t* intermediates;
-  // Per thread [down_tiles_at_once, tokens * top_k, 16].
+  // Per thread at least [down_tiles_at_once, tokens * top_k, 16].
   float* partials;
   int64_t thread_partials = 0;
 };
@@ -119,7 +126,7 @@ class ExpertsKernel {
     plan.inputs =
         carver.take<uint8_t>((shared_inputs_ ? num_tokens : pairs * (separate_up_ ? 2 : 1)) * input_row_.bytes);
     plan.intermediates = carver.take<uint8_t>(pairs * intermediate_row_.bytes);
-    plan.thread_partials = pairs == 0 ? 0 : down_tiles_at_once(pairs) * pairs * kTileRows;
+    plan.thread_partials = thread_partials(pairs);
     plan.partials = carver.take<float>(static_cast<int64_t>(num_threads) * plan.thread_partials);
     return carver.used();
   }
