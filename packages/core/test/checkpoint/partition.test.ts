@@ -1,5 +1,5 @@
 import { basename } from 'node:path';
-import { fixtureFolders } from '@moe-server/test-kit';
+import { deepseekV3, fixtureFolders, writeSparseCheckpoint } from '@moe-server/test-kit';
 import { expect } from 'chai';
 import { Checkpoint } from '../../src/checkpoint/checkpoint.js';
 import { describeModel, type ModelDescription } from '../../src/checkpoint/describe-model.js';
@@ -8,6 +8,7 @@ import { openLinearWeights } from '../../src/checkpoint/linear-weights.js';
 import { Partition } from '../../src/checkpoint/partition.js';
 import { isMoeError, type MoeError } from '../../src/errors.js';
 import { singleRank, type LinearSpec, type ParallelPlacement } from '../../src/layer-spec.js';
+import { withFolder } from './checkpoint-writer.js';
 import { tinyQwen3Moe, withCheckpoint } from './tiny-models.js';
 
 const tensorParallel = (tpSize: number, tpRank = 0): ParallelPlacement => ({ ...singleRank, tpRank, tpSize });
@@ -187,4 +188,22 @@ describe('describeModel over several ranks', () => {
       expect(ids(spread)).to.deep.equal(ids([whole]));
     });
   }
+
+  it('leaves whole what every rank computes: the latent projections of DeepSeek-V3, the entry of its prediction head', () =>
+    withFolder(async (folder) => {
+      await writeSparseCheckpoint(folder, deepseekV3({ numLayers: 4, numExperts: 4 }));
+      const checkpoint = await Checkpoint.open(folder);
+      try {
+        const model = describeModel(checkpoint, { parallel: tensorParallel(4) });
+        for (const suffix of ['q_a_proj', 'kv_a_proj_with_mqa', 'eh_proj']) {
+          expect(linearOf(model, suffix), suffix).to.deep.include({ parallel: singleRank }).and.not.to.have.property('cut');
+        }
+        expect(linearOf(model, 'kv_b_proj')).to.deep.include({ inFeatures: 512, outFeatures: (128 * 256) / 4, cut: 'outFeatures' });
+        expect(linearOf(model, 'o_proj')).to.deep.include({ inFeatures: (128 * 128) / 4, outFeatures: 7168, cut: 'inFeatures' });
+        expect(linearOf(model, 'shared_experts.down_proj')).to.deep.include({ inFeatures: 512, cut: 'inFeatures' });
+        expect(model.groups.map(({ moeIntermediateSize }) => moeIntermediateSize)).to.deep.equal([512, 512]);
+      } finally {
+        await checkpoint.close();
+      }
+    }));
 });
