@@ -1,22 +1,32 @@
-import { isMoeError, messageOf } from '@moe-server/core';
+import { deviceProfileNames, isMoeError, messageOf, MoeError } from '@moe-server/core';
 import { Command, CommanderError, Option } from 'commander';
 import { backends } from './commands/backends.js';
+import { calibrate } from './commands/calibrate.js';
 import { plan } from './commands/plan.js';
 import { start } from './commands/start.js';
 import { readScopedFlags } from './config/backend-settings.js';
 import type { ScopedSetting } from './config/backend-settings.js';
 import { optionNames, options } from './config/options.js';
 import type { OptionName, OptionSpec } from './config/options.js';
+import { seconds } from './config/parsers.js';
 import type { RawSetting } from './config/parsers.js';
 import { environmentName, resolveConfig } from './config/server-config.js';
 import type { ServerConfig } from './config/server-config.js';
 import { exitStatus, exitStatusOf } from './exit-status.js';
-import { deviceNames } from './named-device.js';
 import { version } from './package-info.js';
 import { paint } from './terminal/terminal.js';
 import type { Terminal } from './terminal/terminal.js';
 
-type CommandName = 'start' | 'plan' | 'backends';
+/** As commander leaves them. */
+interface PlanFlags {
+  readonly as?: string;
+  readonly explain?: boolean;
+  readonly json?: boolean;
+  readonly out?: string;
+  readonly diff?: string;
+}
+
+type CommandName = 'start' | 'plan' | 'backends' | 'calibrate';
 
 /**
  * Runs one command line.
@@ -77,12 +87,24 @@ function createProgram(
 
   addSettings(program.command('plan'), 'plan')
     .description('show which kernel would serve which layer, without reading a weight')
-    .option('--as <device>', `plan for another device: ${deviceNames.join(', ')}`)
-    .option('--explain', 'list every refusal of every rule')
+    .option('--as <device>', `plan for another device: ${deviceProfileNames.join(', ')}`)
+    .option('--explain', 'list the refusals of every group of layers')
     .option('--json', 'print the whole plan as JSON')
-    .action(async (given: { as?: string; explain?: boolean; json?: boolean }, command: Command) => {
-      const planOptions = { as: given.as, explain: given.explain ?? false, json: given.json ?? false };
+    .option('--out <file>', 'keep the plan, for start --plan and plan --diff')
+    .option('--diff <file>', 'compare with a plan that was kept')
+    .addHelpText('after', planHelp)
+    .action(async (given: PlanFlags, command: Command) => {
+      const planOptions = { ...given, explain: given.explain ?? false, json: given.json ?? false };
       finish(await plan(configOf(command), planOptions, terminal));
+    });
+
+  addSettings(program.command('calibrate'), 'calibrate')
+    .description('time the kernels that could serve a model here; start and plan then rank by it')
+    .option('--budget <seconds>', 'time for all measurements together (default: 20)')
+    .option('--json', 'print what was measured as JSON')
+    .action(async (given: { budget?: string; json?: boolean }, command: Command) => {
+      const budgetMs = 1000 * budgetOf(given.budget ?? '20');
+      finish(await calibrate(configOf(command), { json: given.json ?? false, budgetMs }, terminal));
     });
 
   addSettings(program.command('backends'), 'backends')
@@ -92,6 +114,15 @@ function createProgram(
       finish(await backends(configOf(command), { json: given.json ?? false }, terminal));
     });
   return program;
+}
+
+/** @throws {MoeError} MOE_USAGE. */
+function budgetOf(raw: string): number {
+  try {
+    return seconds(raw);
+  } catch (cause) {
+    throw new MoeError('MOE_USAGE', `--budget: ${messageOf(cause)}`, { setting: 'budget' }, { cause });
+  }
 }
 
 function addSettings(command: Command, commandName: CommandName): Command {
@@ -108,7 +139,13 @@ function addSettings(command: Command, commandName: CommandName): Command {
 
 /** The value stays as it was typed: parsing is the same for all sources. */
 function toOption(name: OptionName, spec: OptionSpec): Option {
-  const flags = spec.placeholder === undefined ? `--no-${spec.name}` : `--${spec.name} <${spec.placeholder}>`;
+  // A switch has the name of what it changes: what is on by default is turned off.
+  const flags =
+    spec.placeholder !== undefined
+      ? `--${spec.name} <${spec.placeholder}>`
+      : spec.default === true
+        ? `--no-${spec.name}`
+        : `--${spec.name}`;
   const byDefault = spec.defaultText ?? (typeof spec.default === 'string' || typeof spec.default === 'number' ? String(spec.default) : '');
   const suffix = spec.placeholder === undefined || byDefault === '' ? '' : ` (default: ${byDefault})`;
   const option = new Option(flags, spec.description + suffix).helpGroup(`${spec.group}:`);
@@ -126,6 +163,16 @@ Examples:
   moe-server plan --model DIR --explain             what would run where, and why nothing else would
   moe-server plan --model DIR --as gb10             the same for a machine you do not have
   moe-server start --help                           all flags`;
+
+const planHelp = `
+Exit status: 0 every layer is served, 2 some are not or they do not fit into memory, 3 the model folder, 4 a plugin that was named cannot be
+used, 64 usage.
+
+Examples:
+  moe-server plan --as gb10 --moe-backend b12x --fp8-moe-backend cutlass
+  moe-server plan --model DIR --as h100 --tensor-parallel-size 8 --enable-expert-parallel
+  moe-server plan --model DIR --out plan.lock.json && moe-server start --model DIR --plan plan.lock.json
+  moe-server plan --model DIR --diff plan.lock.json`;
 
 const startHelp = `
 Every flag can also stand in the environment (--max-model-len is ${environmentName('maxModelLen')}, --api-key is ${environmentName('apiKey')}) or in the file of

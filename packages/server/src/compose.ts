@@ -1,21 +1,37 @@
 import { availableParallelism } from 'node:os';
 import {
   Checkpoint,
+  checkLock,
   createPluginHost,
   describeModel,
   deviceProfile,
+  explainBrokenLock,
   explainUnserved,
   isMoeError,
+  KernelVerification,
   loadPlugin,
   messageOf,
   MoeError,
+  openVerifiedKernels,
   planWith,
   silentLogger,
+  verifiedInMemory,
 } from '@moe-server/core';
-import type { DeviceInfo, Logger, ModelDescription, NumericsPolicy, Plan, PluginHost, Preference } from '@moe-server/core';
+import type {
+  DeviceInfo,
+  Evidence,
+  Logger,
+  ModelDescription,
+  NumericsPolicy,
+  Plan,
+  PluginHost,
+  Preference,
+  VerifiedKernels,
+} from '@moe-server/core';
 import {
   cpuDeviceProblem,
   createCpuDevice,
+  createKernelRunner,
   createTypescriptDevice,
   Engine,
   KvCache,
@@ -28,12 +44,16 @@ import {
   stepLimitsFor,
 } from '@moe-server/engine';
 import type { Device, KvCacheChoice, LoadedModel, LoadProgress, ModelConfig } from '@moe-server/engine';
+import { readCalibration } from './calibration/calibration-file.js';
+import { resolveBackendNames } from './config/backend-names.js';
 import { checkSchemes } from './config/known-schemes.js';
 import { options } from './config/options.js';
 import { discoverPlugins, importPlugin } from './discover-plugins.js';
 import type { PluginCandidate } from './discover-plugins.js';
 import type { ModelInfo } from './engine-protocol.js';
 import { sizeKvCache } from './kv-memory.js';
+import { openPlanFile } from './kept-plan.js';
+import { planAndLoad } from './plan-and-load.js';
 import { seedSequence } from './seed-sequence.js';
 
 /**
@@ -80,6 +100,8 @@ export interface PlanOptions {
   readonly maxNumBatchedTokens?: number;
   readonly preferences?: readonly Preference[];
   readonly numericsPolicy?: NumericsPolicy;
+  /** Only kernels whose results for a row do not depend on the batch. Default false. */
+  readonly batchInvariant?: boolean;
 }
 
 /** Settings of an engine, by the names of the flags. Plain data: it crosses the process border. */
@@ -96,13 +118,24 @@ export interface EngineSettings extends PluginOptions, DeviceOptions, PlanOption
   readonly enablePrefixCaching?: boolean;
   readonly seed?: number | undefined;
   readonly generationConfig?: 'auto' | 'vllm';
+  /** File with a kept plan that must still hold. */
+  readonly plan?: string | undefined;
+  /** Check every kernel against the reference before it serves. Default true. */
+  readonly verifyKernels?: boolean;
+  /** Where to remember which kernels were checked; left out = nowhere. */
+  readonly cacheDir?: string | undefined;
+  /** Rank kernels by what `moe-server calibrate` kept in `cacheDir`. Default false. */
+  readonly calibration?: boolean;
 }
 
 /** Whom to tell while an engine is made. */
 export interface EngineObserver {
   readonly log?: Logger;
   readonly onPlugins?: (host: PluginHost, problems: readonly string[]) => void;
+  /** Again, when a kernel was refused and another plan was made. */
   readonly onPlan?: (plan: Plan, description: ModelDescription, config: ModelConfig) => void;
+  /** A kernel was refused while the model was loaded: a sentence with the numbers. */
+  readonly onRefused?: (sentence: string) => void;
   readonly onProgress?: (progress: LoadProgress) => void;
   readonly signal?: AbortSignal;
 }
@@ -174,23 +207,28 @@ export function describeThisDevice(settings: DeviceOptions): { readonly info: De
 const defaultBatchedTokens = options.maxNumBatchedTokens.default;
 const defaultNumSeqs = options.maxNumSeqs.default;
 
-/** Asks every backend about every layer. Reads nothing. @throws {MoeError} MOE_USAGE for a setting about a scheme that is unknown. */
+/** Asks every backend about every layer. Reads nothing. @throws {MoeError} MOE_USAGE for a setting about a scheme or backend that nobody knows. */
 export function makePlan(
   host: PluginHost,
   description: ModelDescription,
   device: DeviceInfo,
   settings: PlanOptions,
   assumeBuilt = false,
+  evidence: Evidence = {},
 ): Plan {
   checkSchemes(settings.preferences ?? [], settings.numericsPolicy);
-  return planWith(host, {
+  const { preferences, notices } = resolveBackendNames(settings.preferences ?? [], host);
+  const plan = planWith(host, {
     layers: [...description.groups, ...description.linears],
     device,
     maxNumTokens: settings.maxNumBatchedTokens ?? defaultBatchedTokens,
     assumeBuilt,
-    ...(settings.preferences === undefined ? {} : { preferences: settings.preferences }),
+    evidence,
+    preferences,
     ...(settings.numericsPolicy === undefined ? {} : { numerics: settings.numericsPolicy }),
+    ...(settings.batchInvariant === true ? { requirements: { batchInvariant: true } } : {}),
   });
+  return notices.length === 0 ? plan : { ...plan, notices: [...notices, ...plan.notices] };
 }
 
 /**
@@ -199,7 +237,7 @@ export function makePlan(
  * @throws {MoeError} whatever stands in the way, by family: checkpoint, unsupported, plugin, capacity, usage.
  */
 export async function createEngine(settings: EngineSettings, observer: EngineObserver = {}): Promise<ComposedEngine> {
-  const { log = silentLogger, onPlugins, onPlan, onProgress, signal } = observer;
+  const { log = silentLogger, onPlugins, onPlan, onRefused, onProgress, signal } = observer;
   const { maxNumSeqs = defaultNumSeqs, maxNumBatchedTokens = defaultBatchedTokens } = settings;
   if (maxNumSeqs > maxNumBatchedTokens) {
     const message =
@@ -222,10 +260,6 @@ export async function createEngine(settings: EngineSettings, observer: EngineObs
     cleanups.unshift(device.dispose);
     const isSimulated = settings.simulate !== undefined;
     const planned = settings.simulate === undefined ? device.info : deviceProfile(settings.simulate);
-    const plan = makePlan(host, description, planned, settings, isSimulated);
-    requireServable(plan);
-    onPlan?.(plan, description, config);
-
     const shape = {
       dtype: resolveKvCacheDType(settings.kvCacheDtype ?? 'auto', description.kvCacheScheme),
       numLayers: config.numLayers,
@@ -233,31 +267,53 @@ export async function createEngine(settings: EngineSettings, observer: EngineObs
       headDim: config.headDim,
       blockSize: kvBlockSize,
     };
-    const { maxModelLen, numBlocks } = sizeKvCache({
-      shape,
-      maxNumSeqs,
-      maxModelLen: settings.maxModelLen,
-      maxContextLength: config.maxContextLength,
-      askedBytes: settings.kvCacheMemoryBytes,
-      availableBytes: device.info.memoryBytes,
-      weightBytes: plan.bytes.requiredBytes,
-    });
-    const limits = stepLimitsFor({ maxNumSeqs, maxNumBatchedTokens, maxModelLen, blockSize: kvBlockSize, vocabSize: config.vocabSize });
-
-    const loaded: LoadedModel = await loadModel({
-      checkpoint,
-      description,
-      plan,
-      host,
-      device,
-      config,
-      maxNumTokens: limits.maxNumTokens,
-      maxPositions: maxModelLen,
-      simulate: isSimulated,
-      ...(onProgress === undefined ? {} : { onProgress }),
-      ...(signal === undefined ? {} : { signal }),
+    const check = await checkOfKernels(settings, host, device, log);
+    const calibration = isSimulated ? {} : await readCalibration(settings, host, device.info, log);
+    const { plan, loaded, limits, maxModelLen, numBlocks } = await planAndLoad({
+      plan: (quarantined) => {
+        const made = makePlan(host, description, planned, settings, isSimulated, {
+          ...calibration,
+          quarantined: [...quarantined, ...(calibration.quarantined ?? [])],
+        });
+        if (settings.plan !== undefined) requireKept(settings.plan, made);
+        requireServable(made);
+        onPlan?.(made, description, config);
+        return made;
+      },
+      load: async (plan) => {
+        const { maxModelLen, numBlocks } = sizeKvCache({
+          shape,
+          maxNumSeqs,
+          maxModelLen: settings.maxModelLen,
+          maxContextLength: config.maxContextLength,
+          askedBytes: settings.kvCacheMemoryBytes,
+          availableBytes: device.info.memoryBytes,
+          weightBytes: plan.bytes.requiredBytes,
+        });
+        const limits = stepLimitsFor({ maxNumSeqs, maxNumBatchedTokens, maxModelLen, blockSize: kvBlockSize, vocabSize: config.vocabSize });
+        const loaded: LoadedModel = await loadModel({
+          checkpoint,
+          description,
+          plan,
+          host,
+          device,
+          config,
+          maxNumTokens: limits.maxNumTokens,
+          maxPositions: maxModelLen,
+          simulate: isSimulated,
+          ...(check === undefined ? {} : { verification: check.verification }),
+          ...(onProgress === undefined ? {} : { onProgress }),
+          ...(signal === undefined ? {} : { signal }),
+        });
+        return { plan, loaded, limits, maxModelLen, numBlocks };
+      },
+      onRefused: (sentence) => {
+        log.error({}, sentence);
+        onRefused?.(sentence);
+      },
     });
     cleanups.unshift(loaded.dispose);
+    await check?.verified.save();
     const cache = KvCache.allocate(device, shape, numBlocks, loaded.kvScales);
     const runner = new ModelRunner({ device, model: loaded.model, cache, limits });
     const generation = settings.generationConfig === 'vllm' ? undefined : await checkpoint.json('generation_config.json');
@@ -307,6 +363,25 @@ export async function createEngine(settings: EngineSettings, observer: EngineObs
   } finally {
     await checkpoint.close();
   }
+}
+
+/** Simulated kernels and the reference device's are the reference itself. */
+async function checkOfKernels(
+  { verifyKernels = true, cacheDir, simulate, device: deviceName }: EngineSettings,
+  { plugins }: PluginHost,
+  device: Device,
+  log: Logger,
+): Promise<{ readonly verification: KernelVerification; readonly verified: VerifiedKernels } | undefined> {
+  if (!verifyKernels || simulate !== undefined || deviceName === 'reference') return undefined;
+  const verified = cacheDir === undefined ? verifiedInMemory() : await openVerifiedKernels(cacheDir, log);
+  const verification = new KernelVerification({ runner: createKernelRunner(device), device: device.info, plugins, verified });
+  return { verification, verified };
+}
+
+/** @throws {MoeError} MOE_PLAN_FILE when the file is no plan, MOE_PLAN_MOVED naming the layers that would be served otherwise. */
+function requireKept(file: string, plan: Plan): void {
+  const changes = checkLock(openPlanFile(file).plan, plan);
+  if (changes.length > 0) throw explainBrokenLock(changes, file);
 }
 
 /** Layers of a draft head are planned and not run; only those of the model itself must be served. */

@@ -46,6 +46,10 @@ async function start(settings: EngineSettings, logLevel: string): Promise<void> 
     onPlan: (plan, { quantization }, { architecture, vocabSize }) => {
       send({ type: 'plan', plan, architecture, quantization, vocabSize });
     },
+    onRefused: (sentence) => {
+      lastProgress = 0;
+      send({ type: 'refused', sentence });
+    },
     onProgress: ({ bytesDone, bytesTotal }) => {
       const now = performance.now();
       if (bytesDone < bytesTotal && now - lastProgress < progressMs) return;

@@ -59,6 +59,8 @@ export type EngineCommand =
 export type EngineMessage =
   | { readonly type: 'plugins'; readonly plugins: readonly PluginInfo[]; readonly problems: readonly string[] }
   | { readonly type: 'plan'; readonly plan: Plan; readonly architecture: string; readonly quantization: string; readonly vocabSize: number }
+  /** A kernel was refused while loading: a sentence with the numbers. Another plan follows. */
+  | { readonly type: 'refused'; readonly sentence: string }
   | { readonly type: 'progress'; readonly bytesDone: number; readonly bytesTotal: number }
   | { readonly type: 'ready'; readonly model: ModelInfo }
   /** Everything one step produced, in one message. */

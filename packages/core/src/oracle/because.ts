@@ -99,6 +99,7 @@ interface DecidedClass {
   readonly layers: readonly LayerSpec[];
   readonly schemes: readonly SchemeKey[];
   readonly bindings: readonly Binding[];
+  readonly eligible: readonly Pick<Binding, 'backend'>[];
   readonly outcomes: readonly WishOutcome[];
 }
 
@@ -115,7 +116,13 @@ export function noticesOf(
     const says = describeSource(preference.source);
     const registry = [...(scope.kind === 'linear' ? [] : request.moeBackends), ...(scope.kind === 'moe' ? [] : request.linearBackends)];
     const installed = [...new Set(registry.map(({ name }) => name))].sort();
-    if (!installed.includes(backend)) notices.push(`${says}: no backend named ${backend} is installed; installed: ${listOf(installed)}.`);
+    if (preference.effect !== 'auto' && !installed.includes(backend)) {
+      const serving = classes
+        .filter(({ layers, schemes }) => layers.some((spec) => isInScope(spec, schemes, ranked)))
+        .flatMap(({ bindings, eligible }) => [...bindings, ...eligible].map((one) => one.backend));
+      const others = serving.length === 0 || preference.effect === 'forbid' ? `installed: ${listOf(installed)}` : `these would serve: ${listOf([...new Set(serving)].sort())}`;
+      notices.push(`${says}: no plugin with a backend named ${backend} is installed; ${others}.`);
+    }
     if (!classes.some(({ layers, schemes }) => layers.some((spec) => isInScope(spec, schemes, ranked)))) {
       notices.push(`${says}: matches no layer of this model.`);
     }

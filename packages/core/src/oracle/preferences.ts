@@ -7,10 +7,11 @@ import { schemeFamily, type SchemeKey } from '../quant/quant-scheme.js';
  * - `prefer`: where it can; elsewhere the next preference or the automatic order takes over, and the plan says so.
  * - `require`: this backend or none.
  * - `forbid`: never, whatever else is said.
+ * - `auto`: no wish; keeps `prefer` and `require` of less precedence from applying.
  */
 export interface Preference {
-  readonly effect: 'prefer' | 'require' | 'forbid';
-  /** Name of a backend. */
+  readonly effect: 'prefer' | 'require' | 'forbid' | 'auto';
+  /** Name of a backend; of no meaning for `auto`. */
   readonly backend: string;
   readonly scope: PreferenceScope;
   readonly source: PreferenceSource;
@@ -40,7 +41,7 @@ const sourceRank: Readonly<Record<PreferenceSource['type'], number>> = { flag: 0
 
 /** What the preferences say about one layer. */
 export interface PreferenceChain {
-  /** `prefer` and `require` by precedence; a `require` ends the list, because nothing may come after it. */
+  /** `prefer` and `require` by precedence; a `require` ends the list, because nothing may come after it, and so does an `auto`. */
   readonly wishes: readonly Preference[];
   readonly forbids: readonly Preference[];
 }
@@ -71,8 +72,8 @@ export function chainFor(spec: LayerSpec, schemes: readonly SchemeKey[], sorted:
     const { preference } = ranked;
     if (preference.effect === 'forbid') forbids.push(preference);
     else if (!isClosed) {
-      wishes.push(preference);
-      isClosed = preference.effect === 'require';
+      if (preference.effect !== 'auto') wishes.push(preference);
+      isClosed = preference.effect !== 'prefer';
     }
   }
   return { wishes, forbids };

@@ -352,7 +352,7 @@ describe('plan', () => {
       expect(made.unserved).to.have.length(3);
       expect(explainUnserved(made).message).to.contain('requires marlin here, which is not installed for this kind of layer.');
       expect(made.notices).to.deep.equal([
-        '--moe-backend marlin (flag): no backend named marlin is installed; installed: b12x, cutlass and triton.',
+        '--moe-backend marlin (flag): no plugin with a backend named marlin is installed; installed: b12x, cutlass and triton.',
       ]);
     });
 

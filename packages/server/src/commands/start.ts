@@ -4,6 +4,7 @@ import { messageOf, MoeError } from '@moe-server/core';
 import pino from 'pino';
 import { Admission } from '../admission.js';
 import { createApp } from '../app.js';
+import { cacheDirectory } from '../cache-directory.js';
 import type { EngineSettings } from '../compose.js';
 import type { ServerConfig } from '../config/server-config.js';
 import type { EngineMessage } from '../engine-protocol.js';
@@ -36,6 +37,7 @@ const lastWordsMs = 1000;
  */
 export async function start(config: ServerConfig, terminal: Terminal): Promise<number> {
   const directory = resolve(config.model ?? bundledModel());
+  requireOneRank(config);
   const names = servedNames(config, directory);
   const settings = httpSettings(config);
   const report = new StartReport(terminal.out, directory);
@@ -131,14 +133,24 @@ export async function start(config: ServerConfig, terminal: Terminal): Promise<n
   }
 }
 
+/** Those settings come from the environment or a file here: the command has no such flags. */
+function requireOneRank({ tensorParallelSize, sources }: ServerConfig): void {
+  if (tensorParallelSize === 1) return;
+  const message = `${sources.tensorParallelSize.text}: models are served by one device yet; \`moe-server plan\` alone takes ${String(tensorParallelSize)}.`;
+  throw new MoeError('MOE_USAGE', message, { tensorParallelSize });
+}
+
 function engineSettings(config: ServerConfig, directory: string): EngineSettings {
   const { maxModelLen, maxNumSeqs, maxNumBatchedTokens, kvCacheDtype, kvCacheMemoryBytes, enablePrefixCaching } = config;
-  const { device, threads, simulate, plugin, plugins, preferences, numericsPolicy, seed, generationConfig } = config;
+  const { verifyKernels, calibration, cacheDir = cacheDirectory(process.env) } = config;
+  const { device, threads, simulate, plugin, plugins, preferences, numericsPolicy, batchInvariant, seed, generationConfig } = config;
   return {
     model: directory,
     directory: process.cwd(),
     ...{ maxModelLen, maxNumSeqs, maxNumBatchedTokens, kvCacheDtype, kvCacheMemoryBytes, enablePrefixCaching },
-    ...{ device, threads, simulate, plugin, plugins, preferences, numericsPolicy, seed, generationConfig },
+    ...{ verifyKernels, calibration, cacheDir },
+    ...{ device, threads, simulate, plugin, plugins, preferences, numericsPolicy, batchInvariant, seed, generationConfig },
+    plan: config.plan === undefined ? undefined : resolve(config.plan),
   };
 }
 

@@ -1,6 +1,8 @@
 import type { NumericsChoice } from '@moe-server/core';
 import type { SettingParser } from './parsers.js';
-import { bytes, flag, integer, oneOf, seconds, text, texts, tokenCount } from './parsers.js';
+import { backendNames, bytes, flag, integer, oneOf, seconds, text, texts, tokenCount } from './parsers.js';
+import { speculativeConfig } from './speculative-config.js';
+import type { DraftBackends } from './speculative-config.js';
 
 /** One setting: how a flag, the environment and a file spell it, what it does, and what it is by default. */
 export interface OptionSpec<T = unknown> {
@@ -17,15 +19,16 @@ export interface OptionSpec<T = unknown> {
   /** May be given several times. */
   readonly isList?: boolean;
   /** Commands that have it; left out = start only. */
-  readonly commands?: readonly ('start' | 'plan' | 'backends')[];
+  readonly commands?: readonly ('start' | 'plan' | 'backends' | 'calibrate')[];
   /** Another name in the environment than MOE_<NAME>. */
   readonly environment?: string;
 }
 
 export type OptionGroup = 'Model' | 'Server' | 'Scheduling and memory' | 'Kernels' | 'Plugins';
 
-const everywhere = ['start', 'plan', 'backends'] as const;
+const everywhere = ['start', 'plan', 'backends', 'calibrate'] as const;
 const planning = ['start', 'plan'] as const;
+const measuring = ['start', 'plan', 'calibrate'] as const;
 
 /** What an option without a default is. */
 const absent = undefined;
@@ -40,7 +43,7 @@ export const options = {
     parse: text,
     default: absent,
     defaultText: 'the bundled Pocket Dictionary',
-    commands: planning,
+    commands: measuring,
   }),
   servedModelName: spec<readonly string[]>({
     name: 'served-model-name',
@@ -163,7 +166,7 @@ export const options = {
     group: 'Scheduling and memory',
     parse: tokenCount,
     default: 512,
-    commands: planning,
+    commands: measuring,
   }),
   maxNumQueuedReqs: spec<number>({
     name: 'max-num-queued-reqs',
@@ -225,12 +228,23 @@ export const options = {
     defaultText: 'one per available processor',
     commands: everywhere,
   }),
+  plan: spec<string | undefined>({
+    name: 'plan',
+    placeholder: 'FILE',
+    description: 'plan that was kept with plan --out; the start is refused where a layer would be served otherwise now',
+    group: 'Kernels',
+    parse: text,
+    default: absent,
+    defaultText: 'made anew',
+  }),
   moeBackend: spec<readonly string[]>({
     name: 'moe-backend',
     placeholder: 'NAME',
-    description: 'expert kernels to prefer, where they can; !NAME = never. --moe-backend.fp8 NAME for the layers of one scheme',
+    description:
+      'expert kernels to prefer, where they can; !NAME = never, auto = as if nothing were said; \'{"nvfp4":"b12x","fp8":"cutlass"}\' by scheme. ' +
+      "Narrower: --moe-backend.fp8 NAME or --fp8-moe-backend NAME (any scheme or family), --moe-backend.draft NAME, --moe-backend.layers 'PATTERN=NAME'",
     group: 'Kernels',
-    parse: texts,
+    parse: backendNames,
     default: [],
     defaultText: 'best per layer',
     isList: true,
@@ -249,12 +263,55 @@ export const options = {
   linearBackend: spec<readonly string[]>({
     name: 'linear-backend',
     placeholder: 'NAME',
-    description: 'the same for attention, dense layers and the vocabulary projection',
+    description: 'the same for attention, dense layers and the vocabulary projection, with the same scopes',
     group: 'Kernels',
-    parse: texts,
+    parse: backendNames,
     default: [],
     defaultText: 'best per layer',
     isList: true,
+    commands: planning,
+  }),
+  linearBackendPolicy: spec<'prefer' | 'require'>({
+    name: 'linear-backend-policy',
+    placeholder: 'POLICY',
+    description: 'the same for --linear-backend',
+    group: 'Kernels',
+    parse: oneOf('prefer', 'require'),
+    default: 'prefer',
+    commands: planning,
+  }),
+  speculativeConfig: spec<DraftBackends>({
+    name: 'speculative-config',
+    placeholder: 'JSON',
+    description: 'kernels of the draft head, \'{"moe_backend":"triton"}\'; the same as --moe-backend.draft NAME',
+    group: 'Kernels',
+    parse: speculativeConfig,
+    default: {},
+    commands: planning,
+  }),
+  tensorParallelSize: spec<number>({
+    name: 'tensor-parallel-size',
+    placeholder: 'N',
+    description: 'plan for one of N ranks that share every layer',
+    group: 'Kernels',
+    parse: integer(1, 1024),
+    default: 1,
+    commands: ['plan'],
+  }),
+  enableExpertParallel: spec<boolean>({
+    name: 'enable-expert-parallel',
+    description: 'let those ranks share the experts of a layer instead of cutting each',
+    group: 'Kernels',
+    parse: flag,
+    default: false,
+    commands: ['plan'],
+  }),
+  batchInvariant: spec<boolean>({
+    name: 'batch-invariant',
+    description: 'only kernels whose results for a request do not depend on what runs beside it',
+    group: 'Kernels',
+    parse: flag,
+    default: false,
     commands: planning,
   }),
   numerics: spec<NumericsChoice>({
@@ -266,6 +323,31 @@ export const options = {
     group: 'Kernels',
     parse: oneOf('auto', 'same', 'wider', 'approximate'),
     default: 'auto',
+    commands: measuring,
+  }),
+  verifyKernels: spec<boolean>({
+    name: 'verify-kernels',
+    description: 'take kernels at their word instead of running each on a few rows against the reference',
+    group: 'Kernels',
+    parse: flag,
+    default: true,
+  }),
+  cacheDir: spec<string | undefined>({
+    name: 'cache-dir',
+    placeholder: 'DIR',
+    description: 'where to remember what was found out about kernels here',
+    group: 'Kernels',
+    parse: text,
+    default: absent,
+    defaultText: '$XDG_CACHE_HOME/moe-server or ~/.cache/moe-server',
+    commands: measuring,
+  }),
+  calibration: spec<boolean>({
+    name: 'calibration',
+    description: 'rank kernels by priority, whatever `moe-server calibrate` measured here',
+    group: 'Kernels',
+    parse: flag,
+    default: true,
     commands: planning,
   }),
   plugin: spec<readonly string[]>({

@@ -22,6 +22,10 @@ export const texts: SettingParser<readonly string[]> = (raw) => {
   throw expected('text or a list of it', raw);
 };
 
+/** As {@link texts}, but an object of scopes, as JSON, stays whole. */
+export const backendNames: SettingParser<readonly string[]> = (raw) =>
+  typeof raw === 'string' && raw.trimStart().startsWith('{') ? [raw] : texts(raw);
+
 export const flag: SettingParser<boolean> = (raw) => {
   if (raw === true || raw === 'true' || raw === '1') return true;
   if (raw === false || raw === 'false' || raw === '0') return false;

@@ -1,11 +1,12 @@
 import { readFileSync } from 'node:fs';
 import { MoeError, messageOf } from '@moe-server/core';
 import type { NumericsPolicy, Preference, PreferenceSource } from '@moe-server/core';
-import { backendPreferences, parseScopedFlag } from './backend-settings.js';
-import type { ScopedSetting } from './backend-settings.js';
+import { backendPreferences, draftSettings, parseScopedFlag, scopedEnvironment } from './backend-settings.js';
+import type { BackendSetting, ScopedSetting } from './backend-settings.js';
 import { optionNames, options } from './options.js';
 import type { OptionName, OptionSpec, Settings } from './options.js';
 import type { RawSetting } from './parsers.js';
+import type { DraftBackends } from './speculative-config.js';
 
 /** Where a value comes from; `text` as the person wrote it. */
 export type SettingSource = PreferenceSource | { readonly type: 'default'; readonly text: string };
@@ -37,7 +38,7 @@ export function resolveConfig({ flags, scopedFlags, environment, file }: ConfigI
   const fromFile = file === undefined ? { settings: {}, scoped: [] } : readConfigFile(file);
   const values: Partial<Record<OptionName, unknown>> = {};
   const sources: Partial<Record<OptionName, SettingSource>> = {};
-  const found: [name: OptionName, value: unknown, source: PreferenceSource][] = [];
+  const backendSettings: BackendSetting[] = [];
   for (const name of optionNames) {
     const option: OptionSpec = options[name];
     values[name] = option.default;
@@ -52,7 +53,7 @@ export function resolveConfig({ flags, scopedFlags, environment, file }: ConfigI
       if (raw === undefined) continue;
       values[name] = parseFrom(option, raw, source);
       sources[name] = source;
-      found.push([name, values[name], source]);
+      backendSettings.push(...backendSettingsOf(name, values[name], raw, source));
     }
   }
   const settings = values as unknown as Settings;
@@ -60,7 +61,10 @@ export function resolveConfig({ flags, scopedFlags, environment, file }: ConfigI
   return {
     ...settings,
     sources: sources as Record<OptionName, SettingSource>,
-    preferences: backendPreferences(found, scoped, settings.moeBackendPolicy),
+    preferences: backendPreferences([...backendSettings, ...scoped.filter(isBackendSetting)], {
+      moe: settings.moeBackendPolicy,
+      linear: settings.linearBackendPolicy,
+    }),
     numericsPolicy: {
       default: settings.numerics,
       byScheme: Object.fromEntries(
@@ -78,6 +82,22 @@ export function environmentName(name: OptionName): string {
   return option.environment ?? `MOE_${option.name.replaceAll('-', '_').toUpperCase()}`;
 }
 
+function isBackendSetting(setting: ScopedSetting): setting is ScopedSetting & BackendSetting {
+  return setting.option !== 'numerics';
+}
+
+/** What an unscoped setting says about backends; the source's text gains the value. */
+function backendSettingsOf(name: OptionName, value: unknown, raw: RawSetting, source: PreferenceSource): BackendSetting[] {
+  const said = (text: string): PreferenceSource => ({
+    ...source,
+    text: `${source.text}${source.type === 'environment' ? '=' : ' '}${text}`,
+  });
+  if (name === 'speculativeConfig') return draftSettings(value as DraftBackends, said(String(raw)));
+  if (name !== 'moeBackend' && name !== 'linearBackend') return [];
+  const option = name === 'moeBackend' ? 'moe-backend' : 'linear-backend';
+  return (value as readonly string[]).map((names) => ({ option, scope: undefined, value: names, source: said(names) }));
+}
+
 function parseFrom<T>(option: OptionSpec<T>, raw: RawSetting, source: PreferenceSource): T {
   try {
     return option.parse(raw);
@@ -91,7 +111,9 @@ interface FileSettings {
   readonly scoped: readonly ScopedSetting[];
 }
 
-/** JSON with flag names as keys, with dashes or underscores: `{"port": 9000, "max_model_len": 4096, "moe-backend.fp8": "cutlass"}`. */
+const takingObjects: readonly string[] = [options.moeBackend, options.linearBackend, options.speculativeConfig].map(({ name }) => name);
+
+/** JSON with flag names as keys, with dashes or underscores: `{"port": 9000, "max_model_len": 4096, "moe-backend.fp8": "cutlass", "linear-backend": {"fp8": "cutlass"}}`. */
 function readConfigFile(file: string): FileSettings {
   const fail = (message: string, cause?: unknown): MoeError =>
     new MoeError('MOE_USAGE', `--config ${file}: ${message}`, { file }, { cause });
@@ -106,16 +128,19 @@ function readConfigFile(file: string): FileSettings {
   const byFlag = new Map(optionNames.map((name): [string, OptionName] => [options[name].name, name]));
   const settings: Partial<Record<OptionName, RawSetting>> = {};
   const scoped: ScopedSetting[] = [];
-  for (const [key, value] of Object.entries(content as Record<string, unknown>)) {
-    if (value === null) continue;
+  for (const [key, written] of Object.entries(content as Record<string, unknown>)) {
+    if (written === null) continue;
+    const flagName = key.replaceAll('_', '-');
+    const scope = parseScopedFlag(`--${flagName}`);
+    // Objects are for kernels alone; they are read as their JSON, as on the command line.
+    const isAboutBackends = scope !== undefined || takingObjects.includes(flagName);
+    const value = isAboutBackends && typeof written === 'object' && !Array.isArray(written) ? JSON.stringify(written) : written;
     const isList = Array.isArray(value) && value.every((entry) => typeof entry === 'string');
     if (typeof value !== 'string' && typeof value !== 'number' && typeof value !== 'boolean' && !isList) {
       throw fail(`${key}: expected text, a number, true, false or a list of texts`);
     }
-    const flagName = key.replaceAll('_', '-');
-    const scope = parseScopedFlag(`--${flagName}`);
     if (scope !== undefined) {
-      scoped.push({ ...scope, value: String(value), source: { type: 'file', text: `${file}: ${key}` } });
+      scoped.push({ ...scope, value: String(value), source: { type: 'file', text: `${file}: ${key} ${String(value)}` } });
       continue;
     }
     const positive = byFlag.get(flagName);
@@ -125,15 +150,4 @@ function readConfigFile(file: string): FileSettings {
     else throw fail(`there is no setting ${JSON.stringify(key)}; keys are the names of flags without dashes in front`);
   }
   return { settings, scoped };
-}
-
-/** `MOE_FP8_BACKEND=cutlass` is `--moe-backend.fp8 cutlass`. */
-function scopedEnvironment(environment: Readonly<Record<string, string | undefined>>): ScopedSetting[] {
-  const scoped: ScopedSetting[] = [];
-  for (const [name, value] of Object.entries(environment)) {
-    const family = /^MOE_(NVFP4|FP8|MXFP4|BF16)_BACKEND$/.exec(name)?.[1];
-    if (family === undefined || value === undefined || value === '') continue;
-    scoped.push({ option: 'moe-backend', scope: family.toLowerCase(), value, source: { type: 'environment', text: `${name}=${value}` } });
-  }
-  return scoped;
 }

@@ -1,6 +1,9 @@
-import Table from 'cli-table3';
 import { formatBytes, summarizePlan } from '@moe-server/core';
-import type { Plan, PlanSummaryRow } from '@moe-server/core';
+import type { LayerPlan, Plan, PlanSummaryRow } from '@moe-server/core';
+import { refusalLines } from './refusal-text.js';
+import { alignColumns, textWidth, wrapText } from './wrapped-text.js';
+
+const indent = '    ';
 
 /**
  * The plan for the start's terminal: one line per kind, scheme and kernel.
@@ -16,57 +19,57 @@ export function planLines(plan: Plan, width: number | undefined): string[] {
     row.numerics ?? '',
     row.because,
   ]);
-  const widths = (rows[0] ?? []).map((_, column) => Math.max(...rows.map((row) => row[column]?.length ?? 0)));
-  return rows.map((row) => {
-    const line = row
-      .map((cell, column) => align(cell, column < row.length - 1 ? (widths[column] ?? 0) : 0, column))
-      .join('  ')
-      .trimEnd();
-    return width !== undefined && line.length > width ? `${line.slice(0, Math.max(0, width - 1))}…` : line;
-  });
+  return alignColumns(rows, [0]).map((line) =>
+    width !== undefined && line.length > width ? `${line.slice(0, Math.max(0, width - 1))}…` : line,
+  );
 }
 
-/** Counts to the right, the rest to the left. */
-function align(cell: string, width: number, column: number): string {
-  return column === 0 ? cell.padStart(width) : cell.padEnd(width);
+export interface PlanTextOptions {
+  /** Columns of the terminal; undefined = nobody watches. */
+  readonly width: number | undefined;
+  /** With the rules that were not chosen, and why. */
+  readonly explain: boolean;
 }
 
-/** The plan as a table, for `moe-server plan`. */
-export function planTable(plan: Plan): string {
-  const table = new Table({
-    head: ['layers', 'kind', 'scheme', 'kernel', 'numerics', 'bytes', 'because'],
-    style: { head: [], border: [] },
-    wordWrap: true,
-    colWidths: [null, null, null, null, null, null, 60],
-  });
-  for (const row of summarizePlan(plan)) {
-    table.push([
-      layersOf(row),
-      kindOf(row),
-      row.scheme,
-      row.backend === undefined ? 'not served' : `${row.backend}\n${row.rule ?? ''}${row.built ? '' : '\n(not built)'}`,
-      row.numerics ?? '',
-      formatBytes(row.residentBytes),
-      row.because,
-    ]);
-  }
-  return table.toString();
+/**
+ * The plan for `moe-server plan`: per kind, role and scheme one line for each choice of kernels, below it the layers and why, and with `explain`
+ * what else would serve them and every refusal.
+ */
+export function planText(plan: Plan, { width, explain }: PlanTextOptions): string[] {
+  const columns = textWidth(width);
+  const rows = summarizePlan(plan);
+  const [head = '', ...lines] = alignColumns(
+    [['layers', 'kind', 'scheme', 'kernel', 'numerics', 'built', 'memory'], ...rows.map((row, index) => cellsOf(row, rows[index - 1]))],
+    [0, 6],
+  );
+  const byName = new Map<string, LayerPlan>(plan.layers.map((layer) => [`${layer.kind} ${layer.name}`, layer]));
+  return [
+    head,
+    ...rows.flatMap((row, index) => {
+      const layer = byName.get(`${row.kind} ${row.firstLayer}`);
+      return [
+        lines[index] ?? '',
+        ...wrapText(layersOf(row), columns, indent, indent),
+        ...wrapText(row.backend === undefined ? `not served: ${row.because}` : row.because, columns, indent, indent),
+        ...(explain && layer !== undefined ? ['', ...refusalLines(layer, columns, indent)] : []),
+        ...(explain || index === rows.length - 1 ? [''] : []),
+      ];
+    }),
+  ];
 }
 
-/** Every refusal, rule by rule, of the first layer of each group: the others of a group are refused for the same reasons. */
-export function refusalLines(plan: Plan): string[] {
-  const lines: string[] = [];
-  const byName = new Map(plan.layers.map((layer) => [layer.name, layer]));
-  for (const row of summarizePlan(plan)) {
-    const layer = byName.get(row.firstLayer);
-    if (layer === undefined) continue;
-    lines.push(`${layersOf(row).replaceAll('\n', ' ')} ${kindOf(row)} ${row.scheme}`);
-    for (const { backend, rule, because } of layer.eligible) lines.push(`  could too   ${backend}/${rule}: ${because}`);
-    for (const { backend, rule, reasons } of layer.refused) {
-      lines.push(`  refused     ${backend}/${rule}: ${reasons.map(({ message }) => message).join(' ')}`);
-    }
-  }
-  return lines;
+/** Kind and scheme are said once for all choices of a group. */
+function cellsOf(row: PlanSummaryRow, before: PlanSummaryRow | undefined): string[] {
+  const isSameGroup = before?.kind === row.kind && before.role === row.role && before.scheme === row.scheme;
+  return [
+    String(row.numLayers),
+    isSameGroup ? '' : kindOf(row),
+    isSameGroup ? '' : row.scheme,
+    row.backend === undefined ? 'NOT SERVED' : `${row.backend}/${row.rule ?? ''}`,
+    row.numerics ?? '',
+    row.backend === undefined ? '' : row.built ? 'yes' : 'no',
+    row.backend === undefined ? '' : formatBytes(row.residentBytes),
+  ];
 }
 
 function kindOf({ kind, role }: PlanSummaryRow): string {
@@ -74,5 +77,5 @@ function kindOf({ kind, role }: PlanSummaryRow): string {
 }
 
 function layersOf({ numLayers, firstLayer, lastLayer }: PlanSummaryRow): string {
-  return numLayers === 1 ? firstLayer : `${String(numLayers)}: ${firstLayer}\n… ${lastLayer}`;
+  return numLayers === 1 ? firstLayer : numLayers === 2 ? `${firstLayer}, ${lastLayer}` : `${firstLayer} … ${lastLayer}`;
 }

@@ -46,6 +46,9 @@ export class StartReport {
         }
         for (const notice of message.plan.notices) this.line('', paint(this.out, 'yellow', notice));
         return;
+      case 'refused':
+        this.note(paint(this.out, 'red', message.sentence));
+        return;
       case 'progress':
         this.progress ??= createProgress(this.out, label(this.out, 'weights'));
         this.progress.update(message.bytesDone, message.bytesTotal);
