@@ -23,6 +23,8 @@ export * from './quant/fp8.js';
 export * from './quant/input-quantization.js';
 export * from './quant/mxfp4.js';
 export * from './quant/nvfp4.js';
+// Seeded random numbers
+export { Random } from './random.js';
 // Packing weights for kernels
 export * from './layout/input-rows.js';
 export * from './layout/matrix-stack.js';
