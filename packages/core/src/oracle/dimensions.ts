@@ -160,17 +160,26 @@ export function tokensRefusal(maxNumTokens: number, required: Range): Refusal | 
   );
 }
 
+const routingKeys = [
+  'score',
+  'order',
+  'renormalize',
+  'numGroups',
+  'topkGroups',
+  'hasCorrectionBias',
+  'hasRouterBias',
+  'scalingFactor',
+] as const satisfies readonly (keyof RoutingMethod)[];
+
 /** Only for kernels that route by themselves: the method must be one of theirs, in every parameter. */
 export function routingRefusal(routing: RoutingMethod, supported: readonly RoutingMethod[] | undefined): Refusal | undefined {
   if (supported === undefined) return undefined;
-  const keys = ['score', 'order', 'renormalize', 'numGroups', 'topkGroups', 'hasCorrectionBias', 'hasRouterBias', 'scalingFactor'] as const;
-  if (supported.some((one) => keys.every((key) => one[key] === routing[key]))) return undefined;
-  return refusal(
-    'routing',
-    `it does the routing itself and does not know this method (${routing.score}, ${routing.order})`,
-    supported,
-    routing,
-  );
+  const misses = supported.map((one) => routingKeys.filter((key) => one[key] !== routing[key]).map((key) => ({ key, wanted: one[key] })));
+  let nearest = misses[0];
+  for (const miss of misses) if (miss.length < (nearest?.length ?? Infinity)) nearest = miss;
+  if (nearest?.length === 0) return undefined;
+  const wishes = (nearest ?? []).map(({ key, wanted }) => `${key} were ${String(wanted)} (it is ${String(routing[key])})`);
+  return refusal('routing', `it does the routing itself, and would serve it if ${listOf(wishes)}`, supported, routing);
 }
 
 /** Tensor and expert parallel, each where the layer is split. */

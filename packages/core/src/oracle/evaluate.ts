@@ -169,7 +169,7 @@ export function findPacker<Spec extends LayerSpec, Rule extends Rules>(
   rule: Rule,
   context: Pick<EvaluationContext, 'device' | 'maxNumTokens'>,
 ): Packer<Spec, Rule> | undefined {
-  const owner = rule.layout.slice(0, rule.layout.indexOf('/'));
+  const owner = layoutOwner(rule.layout);
   if (owner === backend.name) return { erased: backend, rule };
   const erased = registry.find((one) => one.name === owner);
   const candidates = [...(erased?.rules ?? [])].sort((a, b) => compareText(a.id, b.id));
@@ -194,11 +194,13 @@ function candidate<Spec extends LayerSpec, Rule extends Rules>(
 ): Candidate<Spec, Rule> | { readonly reasons: readonly Refusal[] } {
   const packer = findPacker(kind, spec, registry, erased, supportRule, context);
   if (packer === undefined) {
+    const owner = layoutOwner(supportRule.layout);
+    const state = registry.some(({ name }) => name === owner) ? 'does not cover this layer' : 'is not installed';
     return {
       reasons: [
         refusal(
           'layout',
-          `it reads the layout ${supportRule.layout}, and no installed backend packs this layer so`,
+          `it reads the layout ${supportRule.layout}, which ${owner} packs, and ${owner} ${state}`,
           supportRule.layout,
           null,
         ),
@@ -300,6 +302,11 @@ export function narrowed<Spec extends LayerSpec, Rule extends Rules>(
 /** In the order of backend and rule. */
 export function sortRefusals(refused: readonly RuleRefusal[]): readonly RuleRefusal[] {
   return [...refused].sort((a, b) => compareText(a.backend, b.backend) || compareText(a.rule, b.rule));
+}
+
+/** The backend that packs a layout. */
+function layoutOwner(layout: string): string {
+  return layout.slice(0, layout.indexOf('/'));
 }
 
 type Attempt<T> = { readonly value: T } | { readonly fault: string };

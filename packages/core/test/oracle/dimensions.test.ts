@@ -94,6 +94,16 @@ describe('rangeRefusal', () => {
 });
 
 describe('routingRefusal', () => {
+  it('names what the nearest method of the kernel has otherwise', () => {
+    const kernel = [
+      { ...routing, score: 'sigmoid' as const, order: 'topk-first' as const },
+      { ...routing, renormalize: false },
+    ];
+    expect(routingRefusal({ ...routing, scalingFactor: 2.5 }, kernel)?.message).to.equal(
+      'it does the routing itself, and would serve it if renormalize were false (it is true) and scalingFactor were 1 (it is 2.5).',
+    );
+  });
+
   it('asks nothing of kernels that do not route', () => {
     expect(routingRefusal({ ...routing, score: 'sigmoid' }, undefined)).to.equal(undefined);
   });
