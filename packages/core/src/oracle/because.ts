@@ -2,7 +2,7 @@
 import type { SupportRule } from '../backend.js';
 import type { LayerSpec } from '../layer-spec.js';
 import type { SchemeKey } from '../quant/quant-scheme.js';
-import { listOf } from './dimensions.js';
+import { listOf, schemeRefusal } from './dimensions.js';
 import type { Candidate } from './evaluate.js';
 import { ruleName, whyMeasuredFirst } from './evidence.js';
 import type { Option } from './options.js';
@@ -87,11 +87,25 @@ function whyNot(backend: string, refused: readonly RuleRefusal[]): string {
   return nearest.reasons.map(({ message }) => message.replace(/\.$/, '')).join('; ');
 }
 
-/** The refusal with the fewest reasons; the first by rule among equals. */
+/**
+ * The refusal with the fewest reasons; the first by rule among equals. Where no rule of its backend runs the scheme, the reason names the schemes
+ * of all of them: what one rule runs would be half of the truth.
+ */
 export function nearestMiss(refused: readonly RuleRefusal[]): RuleRefusal | undefined {
   let nearest: RuleRefusal | undefined;
   for (const one of refused) if (nearest === undefined || one.reasons.length < nearest.reasons.length) nearest = one;
-  return nearest;
+  if (nearest === undefined) return undefined;
+  const { backend, reasons } = nearest;
+  const byRule = refused.filter((one) => one.backend === backend).map((one) => one.reasons.find(({ dimension }) => dimension === 'scheme'));
+  const own = reasons.find(({ dimension }) => dimension === 'scheme');
+  if (own === undefined || byRule.includes(undefined)) return nearest;
+  const supported = [...new Set(byRule.flatMap((reason) => textsOf(reason?.required)))];
+  const merged = schemeRefusal(textsOf(own.actual), supported);
+  return merged === undefined ? nearest : { ...nearest, reasons: reasons.map((reason) => (reason === own ? merged : reason)) };
+}
+
+function textsOf(value: unknown): readonly string[] {
+  return (Array.isArray(value) ? value : [value]).filter((one) => typeof one === 'string');
 }
 
 /** What {@link noticesOf} reads of a decided class of layers. */
@@ -120,7 +134,10 @@ export function noticesOf(
       const serving = classes
         .filter(({ layers, schemes }) => layers.some((spec) => isInScope(spec, schemes, ranked)))
         .flatMap(({ bindings, eligible }) => [...bindings, ...eligible].map((one) => one.backend));
-      const others = serving.length === 0 || preference.effect === 'forbid' ? `installed: ${listOf(installed)}` : `these would serve: ${listOf([...new Set(serving)].sort())}`;
+      const others =
+        serving.length === 0 || preference.effect === 'forbid'
+          ? `installed: ${listOf(installed)}`
+          : `these would serve: ${listOf([...new Set(serving)].sort())}`;
       notices.push(`${says}: no plugin with a backend named ${backend} is installed; ${others}.`);
     }
     if (!classes.some(({ layers, schemes }) => layers.some((spec) => isInScope(spec, schemes, ranked)))) {

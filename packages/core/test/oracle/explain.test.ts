@@ -26,6 +26,17 @@ describe('explainUnserved', () => {
     expect(message).to.contain('    b12x: it runs nvfp4.w4a4; these weights are bf16.');
   });
 
+  it('names the schemes of all rules of a backend that runs none of the layer', () => {
+    const fp4 = registered(
+      moeBackend('fp4', 1, [expertRule('a', ['nvfp4.w4a4', 'nvfp4.w4a16']), expertRule('b', ['nvfp4.w4a16', 'mxfp4.w4a16'])]),
+    );
+    const { message } = explainUnserved(planOf({ layers: [expertGroup(0, 'bf16')], moeBackends: fp4 }));
+    expect(message).to.contain('fp4 (nearest of its 2 rules: a): it runs nvfp4.w4a4, nvfp4.w4a16 and mxfp4.w4a16; these weights are bf16.');
+    const split = { w13: 'nvfp4.w4a4', w2: 'mxfp4.w4a16' } as const;
+    const mixed = explainUnserved(planOf({ layers: [expertGroup(0, 'bf16', { schemes: split })], moeBackends: fp4 })).message;
+    expect(mixed).to.contain('it runs nvfp4.w4a4 and nvfp4.w4a16; these weights are mxfp4.w4a16.');
+  });
+
   const lifts: [what: string, changes: Partial<PlanRequest>, rule: Parameters<typeof expertRule<'nvfp4.w4a4'>>[2], remedy: string][] = [
     ['numerics', { numerics: { default: 'same' } }, {}, 'by only with --numerics auto.'],
     ['rules for those who name them', {}, { onlyWhenNamed: 'It is slow.' }, 'by only when only is named.'],
