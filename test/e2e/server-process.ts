@@ -1,6 +1,7 @@
 import { spawn } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
 import { readFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { cpuDeviceProblem } from '@moe-server/engine';
 import { repositoryRoot } from '@moe-server/test-kit';
@@ -34,7 +35,9 @@ export interface RunningServer {
 
 /** Starts a server on a free port and waits until it serves. Rejects with what it printed when it ends before. */
 export async function startServer(...flags: string[]): Promise<RunningServer> {
-  const child = spawn(process.execPath, [bin, 'start', '--port', '0', '--threads', '2', ...flags], { stdio: ['ignore', 'pipe', 'pipe'] });
+  // What somebody measured on this machine must not choose the kernels of a test.
+  const fixed = ['--port', '0', '--threads', '2', '--no-calibration'];
+  const child = spawn(process.execPath, [bin, 'start', ...fixed, ...flags], { stdio: ['ignore', 'pipe', 'pipe'] });
   let output = '';
   const exited = new Promise<number | null>((resolve) => {
     child.once('exit', (status) => {
