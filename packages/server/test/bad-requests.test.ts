@@ -37,6 +37,8 @@ describe('bad requests', () => {
     ['a top-level null', 'completions', 'null', 400, /got null/],
     ['a body that is too large', 'completions', { prompt: 'a'.repeat(140_000) }, 413, /131072 bytes/],
     ['200 levels of nesting', 'completions', `{"metadata": ${deep(200)}}`, 400, /nests/],
+    ['1025 prompts', 'completions', { prompt: Array(1025).fill('a') }, 400, /^prompt: .*at most 1024/, 'prompt'],
+    ['more than 2048 sequences', 'completions', { prompt: Array(17).fill('a'), n: 128 }, 400, /^n: .*17 prompts.*at most 2048/, 'n'],
     ['temperature −1', 'completions', { prompt: 'a', temperature: -1 }, 400, /^temperature: .*>=0/, 'temperature'],
     ['temperature 3', 'completions', { prompt: 'a', temperature: 3 }, 400, /^temperature: .*<=2/, 'temperature'],
     [

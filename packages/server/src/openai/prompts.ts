@@ -6,6 +6,9 @@ export type Prompt = string | readonly number[];
 /** Prompts of one request. */
 const maxPrompts = 1024;
 
+/** Prompts times n. Each sequence has state and listeners of its own in this process, so 100,000 would stop it for minutes. */
+const maxSequences = 2048;
+
 /**
  * A string, a list of strings, a list of token ids, or a list of lists of token ids; strings and lists of ids may be mixed.
  *
@@ -18,9 +21,6 @@ export function readPrompts(prompt: unknown, vocabSize: number): Prompt[] {
     throw requestError('prompt: expected text, token ids, or a list of either that is not empty', { param: 'prompt' });
   }
   if (typeof prompt[0] === 'number') return [readTokenIds(prompt, 'prompt', vocabSize)];
-  if (prompt.length > maxPrompts) {
-    throw requestError(`prompt: expected at most ${String(maxPrompts)} prompts, got ${String(prompt.length)}`, { param: 'prompt' });
-  }
   return prompt.map((entry: unknown, index) => {
     const path = `prompt[${String(index)}]`;
     if (typeof entry === 'string') return nonEmpty(entry, path);
@@ -29,9 +29,19 @@ export function readPrompts(prompt: unknown, vocabSize: number): Prompt[] {
   });
 }
 
-/** How many sequences a body asks for, before anything in it was checked: admission comes first. */
-export function countPrompts(prompt: unknown): number {
-  return Array.isArray(prompt) && typeof prompt[0] !== 'number' ? Math.max(1, prompt.length) : 1;
+/**
+ * How many sequences a body asks for, before the prompts in it were checked: admission comes first.
+ *
+ * @throws {MoeError} MOE_REQUEST_INVALID when they are more than one request may have: an empty queue lets in any number.
+ */
+export function countSequences(prompt: unknown, n: number): number {
+  const numPrompts = Array.isArray(prompt) && typeof prompt[0] !== 'number' ? Math.max(1, prompt.length) : 1;
+  if (numPrompts > maxPrompts) {
+    throw requestError(`prompt: expected at most ${String(maxPrompts)} prompts, got ${String(numPrompts)}`, { param: 'prompt' });
+  }
+  if (numPrompts * n <= maxSequences) return numPrompts * n;
+  const message = `n: ${String(numPrompts)} prompts with ${String(n)} sequences each; expected at most ${String(maxSequences)} sequences in one request`;
+  throw requestError(message, { param: 'n' });
 }
 
 function nonEmpty(text: string, path: string): string {

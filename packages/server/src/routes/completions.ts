@@ -6,7 +6,7 @@ import { requestError } from '../openai/errors.js';
 import { completionLogprobs, numCharacters, promptLogprobs } from '../openai/logprobs.js';
 import type { CompletionLogprobs } from '../openai/logprobs.js';
 import { requirePlausibleLength } from '../openai/prompt-length.js';
-import { countPrompts, readPrompts } from '../openai/prompts.js';
+import { countSequences, readPrompts } from '../openai/prompts.js';
 import { toSamplingParams } from '../openai/sampling.js';
 import { completionRequestSchema, parseBody } from '../openai/wire-types.js';
 import type { CompletionRequest } from '../openai/wire-types.js';
@@ -29,7 +29,7 @@ export const completions: Endpoint = {
     server.lifecycle.requireReady();
     const fields = parseBody(completionRequestSchema, await readBody(ctx, server), requestLogOf(ctx));
     const served = modelFor(server, fields.model);
-    const leave = server.admission.enter(countPrompts(fields.prompt) * (fields.n ?? 1));
+    const leave = server.admission.enter(countSequences(fields.prompt, fields.n ?? 1));
     try {
       await answer(openExchange(ctx, server, served, arrivedAt), fields);
     } finally {
