@@ -26,7 +26,7 @@ using WeightsPointer = std::shared_ptr<PackedWeights>;
 // Numbers of the enums as TypeScript writes them; src/addon.ts has the same lists.
 constexpr const char* kFormatNames[] = {"nvfp4", "mxfp4", "fp8", "fp8-block128", "bf16", "f16"};
 constexpr const char* kInputNames[] = {"float", "nvfp4", "fp8-static", "fp8-token", "fp8-group128"};
-constexpr const char* kIsaNames[] = {"portable", "avx2", "avx512"};
+constexpr const char* kIsaNames[] = {"portable", "avx2", "avx512", "neon"};
 
 template <typename Enum, size_t N>
 Enum get_enum(Napi::Value value, const char* name, const char* const (&names)[N]) {
@@ -77,7 +77,7 @@ auto allocating(Napi::Env env, Make make) {
 Napi::Value instruction_sets(const Napi::CallbackInfo& info) {
   Napi::Array list = Napi::Array::New(info.Env());
   uint32_t count = 0;
-  for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
+  for (const Isa isa : kIsas) {
     if (find_kernels(isa) != nullptr) list.Set(count++, kIsaNames[static_cast<size_t>(isa)]);
   }
   return list;

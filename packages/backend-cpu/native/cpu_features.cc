@@ -2,6 +2,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace moe {
@@ -55,7 +57,9 @@ const Features& features() {
 
 }  // namespace
 
-bool supports(Isa isa) { return isa == Isa::kPortable || (isa == Isa::kAvx2 ? features().avx2 : features().avx512); }
+bool supports(Isa isa) {
+  return isa == Isa::kPortable || (isa == Isa::kAvx2 && features().avx2) || (isa == Isa::kAvx512 && features().avx512);
+}
 
 const IsaKernels* find_kernels(Isa isa) {
   if (!supports(isa)) return nullptr;
@@ -67,6 +71,28 @@ const IsaKernels* find_kernels(Isa isa) {
     default:
       return &portable_kernels();
   }
+}
+
+#elif defined(__aarch64__)
+namespace {
+
+bool has_dotprod() {
+#if defined(__linux__)
+  static const bool has = (getauxval(AT_HWCAP) & (1ul << 20)) != 0;  // HWCAP_ASIMDDP
+  return has;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
+// NEON is part of the base architecture.
+bool supports(Isa isa) { return isa == Isa::kPortable || isa == Isa::kNeon; }
+
+const IsaKernels* find_kernels(Isa isa) {
+  if (isa == Isa::kNeon) return &neon_kernels(has_dotprod());
+  return isa == Isa::kPortable ? &portable_kernels() : nullptr;
 }
 
 #else

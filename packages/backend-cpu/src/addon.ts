@@ -8,7 +8,7 @@ export type WeightFormat = 'nvfp4' | 'mxfp4' | 'fp8' | 'fp8-block128' | 'bf16' |
 export type InputKind = 'float' | 'nvfp4' | 'fp8-static' | 'fp8-token' | 'fp8-group128';
 
 /** Instruction sets that kernels exist for; the addon knows which of them this processor has. */
-export type InstructionSet = 'portable' | 'avx2' | 'avx512';
+export type InstructionSet = 'portable' | 'avx2' | 'avx512' | 'neon';
 
 /** Packed weights, as a type-tagged External. */
 export type WeightsExternal = object & { readonly __weights?: never };

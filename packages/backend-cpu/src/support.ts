@@ -6,12 +6,18 @@ import type { CpuScheme } from './formats.js';
 /** The layout that every rule shares, so that kernels for different token counts or numerics can run on the same weights. */
 export const layout = 'cpu/r16@1';
 
-/** Extensions that the kernels of an instruction set use, exactly those they are compiled with. */
+/**
+ * Extensions that the kernels of an instruction set use, exactly those they are compiled with. NEON kernels multiply whole numbers with `dotprod`
+ * where the processor has it and without where not, to the same bits: no rule asks for it.
+ */
 const features: Readonly<Record<InstructionSet, readonly CpuFeature[]>> = {
   avx512: ['avx2', 'fma', 'f16c', 'avx512f', 'avx512bw', 'avx512vl', 'avx512dq', 'avx512vbmi', 'avx512vnni', 'avx512bf16'],
   avx2: ['avx2', 'fma', 'f16c'],
+  neon: ['neon'],
   portable: [],
 };
+
+const architectures = { avx512: ['x64'], avx2: ['x64'], neon: ['arm64'] } as const;
 
 /** What is said of several schemes at once. */
 interface Variant {
@@ -34,8 +40,8 @@ const variants: readonly Variant[] = [
 ];
 
 /**
- * What the kernels do. AVX-512 multiplies bf16 pairs (vdpbf16ps), so float inputs are rounded to bf16 there; AVX2 and the portable path
- * multiply float32. IEEE half weights have more fraction bits than bf16 and meet float32 everywhere. Quantized inputs follow the scheme exactly, and
+ * What the kernels do. AVX-512 multiplies bf16 pairs (vdpbf16ps), so float inputs are rounded to bf16 there; AVX2, NEON and the portable
+ * path multiply float32. IEEE half weights have more fraction bits than bf16 and meet float32 everywhere. Quantized inputs follow the scheme exactly, and
  * what they quantize between the projections was rounded to bf16 first. Every sum is in float32, whole numbers within a group of 16 are exact.
  */
 function arithmeticOf({ inputs, schemes }: Variant, isa: InstructionSet): Arithmetic {
@@ -54,7 +60,7 @@ export interface RuleFacts {
 const facts = new Map<string, RuleFacts>();
 
 const common = variants.flatMap((variant) =>
-  (['avx512', 'avx2', 'portable'] as const).map((isa) => {
+  (['avx512', 'avx2', 'neon', 'portable'] as const).map((isa) => {
     const id = `${variant.name}-${isa}`;
     facts.set(id, { isa, inputs: variant.inputs });
     return {
@@ -62,7 +68,7 @@ const common = variants.flatMap((variant) =>
       schemes: variant.schemes,
       device: {
         type: 'cpu',
-        ...(isa === 'portable' ? {} : { features: features[isa], architectures: ['x64'] }),
+        ...(isa === 'portable' ? {} : { features: features[isa], architectures: architectures[isa] }),
       },
       tokens: { min: 1 },
       arithmetic: arithmeticOf(variant, isa),
@@ -107,7 +113,7 @@ export function factsOf(ruleId: string): RuleFacts {
   return known;
 }
 
-const instructionSetRank: Readonly<Record<InstructionSet, number>> = { avx512: 30, avx2: 20, portable: 10 };
+const instructionSetRank: Readonly<Record<InstructionSet, number>> = { avx512: 30, avx2: 20, neon: 20, portable: 10 };
 
 /**
  * What `auto` takes where a scheme has both: *wider*, by speed and by the evaluation files together.

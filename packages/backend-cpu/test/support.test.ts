@@ -76,7 +76,7 @@ describe('rules of the cpu backend', () => {
     }
   });
 
-  for (const isa of ['portable', 'avx2', 'avx512'] as const) {
+  for (const isa of ['portable', 'avx2', 'avx512', 'neon'] as const) {
     for (const scheme of schemes) {
       it(`bind ${scheme} to ${isa} kernels on such a processor, whatever the numerics`, async () => {
         const isQuantized = quantizedSchemes.includes(scheme);

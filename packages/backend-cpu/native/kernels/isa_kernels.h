@@ -9,7 +9,9 @@
 
 namespace moe {
 
-enum class Isa : uint8_t { kPortable, kAvx2, kAvx512 };
+enum class Isa : uint8_t { kPortable, kAvx2, kAvx512, kNeon };
+
+inline constexpr Isa kIsas[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kNeon};
 
 // Most tokens that one call of a tile function takes.
 inline constexpr int kMaxTileTokens = 12;
@@ -80,6 +82,8 @@ const IsaKernels& portable_kernels();
 // Only on x86-64; call them only when the processor has the features.
 const IsaKernels& avx2_kernels();
 const IsaKernels& avx512_kernels();
+// Only on 64-bit ARM. Both tables compute the same bits; with FEAT_DotProd whole numbers multiply faster.
+const IsaKernels& neon_kernels(bool has_dotprod);
 
 }  // namespace moe
 

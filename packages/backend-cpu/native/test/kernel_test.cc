@@ -23,6 +23,7 @@ void check(bool ok, const std::string& what) {
 }
 
 const char* const kFormats[] = {"nvfp4", "mxfp4", "fp8", "fp8-block128", "bf16", "f16"};
+const char* const kIsaTitles[] = {"portable path", "AVX2", "AVX-512 with BF16", "NEON"};
 const char* const kInputs[] = {"float", "nvfp4", "fp8-static", "fp8-token", "fp8-group128"};
 
 std::string describe(const IsaKernels& isa, WeightFormat format, InputKind input) {
@@ -157,7 +158,7 @@ void test_activation() {
         up[i] = 9.0f - 1.3f * static_cast<float>(i);
       }
       std::vector<uint8_t> first;
-      for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
+      for (const Isa isa : kIsas) {
         const IsaKernels* kernels = find_kernels(isa);
         if (kernels == nullptr) continue;
         alignas(64) uint8_t record[2048];
@@ -290,6 +291,14 @@ int main() {
   using namespace moe::test;
   ThreadPool pool(3);
   int pairs = 0;
+  for (const Isa isa : kIsas) {
+    const IsaKernels* kernels = find_kernels(isa);
+    if (kernels != nullptr) {
+      std::printf("tested: %s\n", kernels->name);
+    } else {
+      std::printf("skipped: this processor has no %s\n", kIsaTitles[static_cast<int>(isa)]);
+    }
+  }
   test_nan_is_refused();
   test_activation();
   for (const WeightFormat format : {WeightFormat::kNvfp4, WeightFormat::kMxfp4, WeightFormat::kFp8,
@@ -297,12 +306,9 @@ int main() {
     test_pack(format, 40, 96);
     test_pack(format, 129, 416);
     if (!is_fp4(format)) test_pack(format, 7, 19);
-    for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
+    for (const Isa isa : kIsas) {
       const IsaKernels* kernels = find_kernels(isa);
-      if (kernels == nullptr) {
-        std::printf("skipped: this processor has no %s\n", isa == Isa::kAvx2 ? "AVX2" : "AVX-512 with BF16");
-        continue;
-      }
+      if (kernels == nullptr) continue;
       for (const InputKind input : {InputKind::kFloat, InputKind::kNvfp4, InputKind::kFp8Static, InputKind::kFp8Token,
                                     InputKind::kFp8Group128}) {
         if (kernels->tile(format, input, 1) == nullptr) continue;
