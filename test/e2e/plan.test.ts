@@ -149,7 +149,7 @@ describe('moe-server plan of a checkpoint that mixes NVFP4, FP8 and BF16', funct
     expect(notices.join('\n')).to.contain(
       'no plugin with a backend named deep_gemm is installed; these would serve: b12x, cutlass and triton.',
     );
-    const { status, err } = await planned(['--moe-backend', 'deep_gemm'], { MOE_MOE_BACKEND_POLICY: 'require' });
+    const { status, err } = await planned(['--moe-backend', 'deep_gemm'], { MOE_BACKEND_POLICY: 'require' });
     expect(status).to.equal(exitStatus.unserved);
     expect(err).to.contain('without --moe-backend deep_gemm (flag)');
   });

@@ -1,4 +1,7 @@
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import type { Preference } from '@moe-server/core';
+import { repositoryRoot } from '@moe-server/test-kit';
 import { expect } from 'chai';
 import { backendNames, resolveBackendNames } from '../src/config/backend-names.js';
 import { nearestWord } from '../src/config/nearest-word.js';
@@ -45,6 +48,13 @@ describe('resolveBackendNames', () => {
 
   it('keeps the names of built-in plugins that are not installed', () => {
     expect(resolveBackendNames([wish('b12x')], hostWith('cpu')).preferences[0]?.backend).to.equal('b12x');
+  });
+
+  it('is what docs/coming-from-vllm.md says', () => {
+    const page = readFileSync(join(repositoryRoot, 'docs/coming-from-vllm.md'), 'utf8');
+    for (const [name, backend] of Object.entries(backendNames.aliases)) {
+      expect(page, name).to.match(new RegExp(`^\\| .*\`${name}\`.* \\| \`${backend}\` +\\|$`, 'm'));
+    }
   });
 
   it('has no name in both tables', () => {

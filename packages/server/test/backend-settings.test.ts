@@ -211,7 +211,7 @@ describe('settings of backends', () => {
     [['--speculative-config', '{"method":"mtp"}'], {}, /^--speculative-config: "method" is not supported: draft heads are planned/],
     [['--speculative-config', '[]'], {}, /^--speculative-config: expected a JSON object/],
     [['--speculative-config', '{"moe_backend":1}'], {}, /expected the name of a backend for "moe_backend", got 1/],
-    [[], { MOE_BACKEND_POLICY: '', MOE_MOE_BACKEND_POLICY: 'demand' }, /^MOE_MOE_BACKEND_POLICY: expected one of prefer, require/],
+    [[], { MOE_BACKEND_POLICY: 'demand' }, /^MOE_BACKEND_POLICY: expected one of prefer, require/],
   ];
   for (const [args, environment, message] of faults) {
     it(`refuses ${[...args, ...Object.entries(environment).map((entry) => entry.join('='))].join(' ')}, naming the source`, () => {

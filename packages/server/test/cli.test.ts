@@ -5,6 +5,7 @@ import { basename, join } from 'node:path';
 import { expect } from 'chai';
 import { fixtureFolders, pocketDictionary } from '@moe-server/test-kit';
 import { run } from '../src/cli.js';
+import type { DeclaredRule } from '../src/declared-rules.js';
 import { exitStatus } from '../src/exit-status.js';
 
 interface PlannedLayer {
@@ -149,9 +150,16 @@ describe('moe-server', function () {
 
   it('lists plugins and rules', async () => {
     const { out } = await moeServer('backends', '--json');
-    const { plugins, rules } = JSON.parse(out) as { plugins: { name: string }[]; rules: { backend: string; kind: string }[] };
+    const { plugins, rules } = JSON.parse(out) as { plugins: { name: string }[]; rules: DeclaredRule[] };
     expect(plugins.map(({ name }) => name)).to.include('cpu');
     expect(rules.some(({ backend, kind }) => backend === 'cpu' && kind === 'moe')).to.equal(true);
-    expect((await moeServer('backends')).out).to.contain('nvfp4');
+    const b12x = rules.find(({ backend, rule }) => backend === 'b12x' && rule === 'nvfp4-same');
+    expect(b12x).to.deep.include({ kind: 'moe', plugin: 'b12x', built: false, runsHere: false });
+    expect(b12x?.notBuilt).to.match(/\w+/);
+    expect(b12x?.declares).to.deep.include({ schemes: ['nvfp4.w4a4'], device: { type: 'cuda', sm: [120, 121] } });
+    expect(b12x?.declares).to.include.keys('activations', 'sizes', 'numExperts', 'topK', 'tokens', 'arithmetic', 'layout');
+    const table = (await moeServer('backends')).out;
+    expect(table).to.match(/^ +experts +nvfp4-same +nvfp4\.w4a4 +SM 12\.0, 12\.1 +as scheme +H % 128, I % 64 +tp silu +not built$/m);
+    expect(table).to.match(/^ +linear +fp8-wider +fp8\.\* +SM 8\.0 and up +bf16 /m);
   });
 });

@@ -1,9 +1,11 @@
-import type { Plan } from '@moe-server/core';
+import type { Plan, RuleRefusal } from '@moe-server/core';
 import { expect } from 'chai';
 import { logStream } from '../src/terminal/log-stream.js';
-import { planLines } from '../src/terminal/plan-text.js';
+import { planLines, planText } from '../src/terminal/plan-text.js';
 import { createProgress } from '../src/terminal/progress.js';
+import { refusalLines } from '../src/terminal/refusal-text.js';
 import { StartReport } from '../src/terminal/start-report.js';
+import { wrapText } from '../src/terminal/wrapped-text.js';
 import { byteModel } from './byte-model.js';
 
 /** A stream that keeps what is written, without its colours. */
@@ -39,7 +41,15 @@ const layer = (name: string, scheme: string, backend: string | undefined): Plan[
           },
         ],
   eligible: [],
-  refused: [{ backend: 'other', rule: 'slow', reasons: [{ dimension: 'scheme', message: 'It runs nvfp4 only.' }] }],
+  refused: [
+    {
+      backend: 'other',
+      rule: 'slow',
+      reasons: [
+        { dimension: 'scheme', message: `it runs nvfp4.w4a4; these weights are ${scheme}.`, required: ['nvfp4.w4a4'], actual: scheme },
+      ],
+    },
+  ],
   bytes: { residentBytes: 1000, preparePeakBytes: 0, workspaceBytes: 0 },
 });
 
@@ -64,7 +74,7 @@ describe('createProgress', () => {
 describe('planLines', () => {
   it('has one line per scheme and kernel, with the reason of what is not served', () => {
     const [bf16, fp8] = planLines(plan, undefined);
-    expect(bf16).to.match(/^1 × +experts +bf16 +not served .*It runs nvfp4 only\.$/);
+    expect(bf16).to.match(/^1 × +experts +bf16 +not served .*it runs nvfp4\.w4a4; these weights are bf16\.$/);
     expect(fp8).to.match(/^1 × +experts +fp8\.channel +cpu \(fast\) +wider +it is the only one$/);
   });
 
@@ -127,5 +137,66 @@ describe('logStream', () => {
       'POST /v1/completions the client left in 5 ms',
       'error The engine process died (SIGKILL).',
     ]);
+  });
+});
+
+describe('planText', () => {
+  const text = planText(plan, { width: undefined, explain: true }).join('\n');
+
+  it('has a line per choice under a head, and the layers and the reason below it', () => {
+    const [head, bf16, layers, because] = text.split('\n');
+    expect(head).to.match(/^layers +kind +scheme +kernel +numerics +built +memory$/);
+    expect(bf16).to.match(/^ +1 +experts +bf16 +NOT SERVED$/);
+    expect([layers, because]).to.deep.equal([
+      '    model.layers.1.mlp.experts',
+      '    not served: it runs nvfp4.w4a4; these weights are bf16.',
+    ]);
+    expect(text).to.match(/^ +1 +experts +fp8\.channel +cpu\/fast +wider +yes +1000 B$/m);
+  });
+
+  it('says kind and scheme once for layers that got different kernels', () => {
+    const two = { ...plan, layers: [layer('a.0', 'bf16', 'cpu'), layer('a.1', 'bf16', 'triton')] };
+    expect(planText(two, { width: 80, explain: false }).filter((line) => line.includes('bf16'))).to.have.length(1);
+  });
+
+  it('lists refusals only when asked', () => {
+    expect(text).to.contain('refused    other: it runs');
+    expect(planText(plan, { width: undefined, explain: false }).join('\n')).to.not.contain('refused');
+  });
+});
+
+describe('refusalLines', () => {
+  const refusal = (dimension: 'scheme' | 'device' | 'hiddenSize', message: string): RuleRefusal['reasons'][number] => ({
+    dimension,
+    message,
+    required: ['nvfp4.w4a4'],
+    actual: 'bf16',
+  });
+
+  it('joins the rules of a backend that give the same reasons, and counts those for other schemes', () => {
+    const lines = refusalLines(
+      {
+        ...layer('a', 'bf16', 'cpu'),
+        refused: [
+          { backend: 'gpu', rule: 'x', reasons: [refusal('device', 'It needs a GPU.')] },
+          { backend: 'gpu', rule: 'y', reasons: [refusal('device', 'It needs a GPU.')] },
+          { backend: 'gpu', rule: 'z', reasons: [refusal('scheme', 'It runs nvfp4.')] },
+          { backend: 'b12x', rule: 'w', reasons: [refusal('scheme', 'It runs nvfp4.')] },
+        ],
+      },
+      100,
+      '  ',
+    );
+    expect(lines).to.deep.equal([
+      '  refused    gpu/x, y: It needs a GPU.',
+      '  refused    b12x: it runs nvfp4.w4a4; these weights are bf16.',
+      '  besides    rules for other schemes, in full with --json: 1 of gpu.',
+    ]);
+  });
+});
+
+describe('wrapText', () => {
+  it('breaks at spaces and leaves long words whole', () => {
+    expect(wrapText('one two three-and-more four', 10, '- ', '  ')).to.deep.equal(['- one two', '  three-and-more', '  four']);
   });
 });

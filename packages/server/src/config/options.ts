@@ -259,6 +259,7 @@ export const options = {
     parse: oneOf('prefer', 'require'),
     default: 'prefer',
     commands: planning,
+    environment: 'MOE_BACKEND_POLICY',
   }),
   linearBackend: spec<readonly string[]>({
     name: 'linear-backend',
