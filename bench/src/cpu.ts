@@ -15,6 +15,7 @@ import type { ShapeName } from './shapes.js';
 const help = `Measures prefill and decode on this machine's processors, against the memory bandwidth of the same minute.
 
   npm run bench -- [options]
+  npm run bench -- plan [options]     time and memory of planning; its own --help
 
   --shape NAME        pocket (the bundled model, default), S (1.0 G parameters) or M (the layer of Qwen3-30B-A3B, 12 layers, 4.3 GB);
                       S and M are written with random weights at the first use and kept
@@ -189,7 +190,8 @@ function workloadsOf({ prompts, contexts, parallel, numTokens, maxPositions }: W
 }
 
 try {
-  await main();
+  if (process.argv[2] === 'plan') await import('./plan.js');
+  else await main();
 } catch (error) {
   console.error(error instanceof Error ? error.message : String(error));
   if (error instanceof UsageError) console.error('See npm run bench -- --help.');

@@ -1,5 +1,5 @@
 import { expect } from 'chai';
-import type { ExpertGroupSpec } from '../../src/layer-spec.js';
+import { singleRank, type ExpertGroupSpec } from '../../src/layer-spec.js';
 import { explainUnserved, isServable, summarizePlan } from '../../src/oracle/explain.js';
 import type { ErasedMoeBackend } from '../../src/oracle/erased-backend.js';
 import { plan } from '../../src/oracle/plan.js';
@@ -280,6 +280,30 @@ describe('plan', () => {
         'batchInvariant',
       ]);
     });
+
+    const unknowns: [field: string, changes: Record<string, unknown>][] = [
+      ...['hiddenSize', 'moeIntermediateSize', 'topK', 'hasBias'].map((field): [string, Record<string, unknown>] => [
+        field,
+        { [field]: undefined },
+      ]),
+      ...['tpSize', 'epSize'].map((field): [string, Record<string, unknown>] => [
+        field,
+        { parallel: { ...singleRank, [field]: undefined } },
+      ]),
+      ['w13', { schemes: { w13: undefined, w2: 'nvfp4.w4a4' } }],
+      ['alpha', { activation: { type: 'swiglu', limit: 7 } }],
+      ['limit', { activation: { type: 'swiglu', alpha: 1.702 } }],
+    ];
+    for (const [field, changes] of unknowns) {
+      it(`does not take a ${field} that nobody knows for one that is covered`, () => {
+        const anything = expertRule('any', ['nvfp4.w4a4'], {
+          activations: [{ type: 'silu' }, { type: 'swiglu', alpha: {}, limit: {} }],
+          parallel: ['tp', 'ep'],
+        });
+        const group = { ...expertGroup(0, 'nvfp4.w4a4'), ...changes } as ExpertGroupSpec;
+        expect(planOne(group, registered(moeBackend('any', 1, [anything]))).bindings).to.deep.equal([]);
+      });
+    }
 
     it('refuses columns that the format cannot have, whatever the rule says', () => {
       const layer = planOne(
