@@ -20,6 +20,8 @@ export interface MeasuredTime {
   readonly numTokens: number;
   /** Of one call on one layer, in microseconds. */
   readonly medianUs: number;
+  /** Half the distance between the quartiles; left out = not known, and counted as none. */
+  readonly spreadUs?: number;
   /** In proportion to a call with fewer tokens that was too slow to go on: never better than the truth by much, and far from the best. */
   readonly isEstimate?: boolean;
 }
@@ -28,6 +30,8 @@ export interface MeasuredTime {
 export interface MeasuredCost {
   /** See {@link measuredCosts}. */
   readonly costUs: number;
+  /** The same sum over the spreads of the times. */
+  readonly spreadUs: number;
   /** ISO 8601 date and time. */
   readonly at: string;
 }
@@ -36,8 +40,8 @@ export interface MeasuredCost {
 const maxDecodeTokens = 16;
 /** Prompt tokens for every generated one: a chat's question and its history are longer than the answer. */
 const promptTokensPerGenerated = 3;
-/** Costs that differ by less are equal: medians on a machine that does other things too are not better than that. */
-const tolerance = 1.03;
+/** Costs that differ by less are equal, however steady the times were: the next start of the machine differs by as much. */
+const tolerance = 0.03;
 
 /**
  * Layers of one class take the same time with the same kernel: equal in all that rules look at, whatever their name, place and role. A linear
@@ -77,15 +81,16 @@ export function measuredCosts(
   { times, measuredAt }: MeasuredClass,
   maxNumTokens: number,
 ): ReadonlyMap<string, MeasuredCost> {
-  const byRule = new Map(rules.map((one) => [ruleName(one), new Map<number, number>()]));
-  const fastest = new Map<number, number>();
+  const byRule = new Map(rules.map((one) => [ruleName(one), new Map<number, Time>()]));
+  const fastest = new Map<number, Time>();
   for (const time of times) {
-    const { numTokens, medianUs } = time;
+    const { numTokens, medianUs, spreadUs = 0 } = time;
     const own = byRule.get(ruleName(time));
-    const isUsable = Number.isFinite(medianUs) && medianUs > 0 && numTokens <= maxNumTokens;
+    const isUsable = Number.isFinite(medianUs + spreadUs) && medianUs > 0 && numTokens <= maxNumTokens;
     if (own === undefined || !isUsable) continue;
-    own.set(numTokens, medianUs);
-    fastest.set(numTokens, Math.min(medianUs, fastest.get(numTokens) ?? Infinity));
+    own.set(numTokens, { medianUs, spreadUs });
+    const best = fastest.get(numTokens);
+    if (best === undefined || medianUs < best.medianUs) fastest.set(numTokens, { medianUs, spreadUs });
   }
   // In order, so that sums round alike whatever the order of the times.
   const sizes = [...fastest.keys()].sort((a, b) => a - b);
@@ -95,15 +100,19 @@ export function measuredCosts(
   for (const one of rules) {
     const own = byRule.get(ruleName(one));
     if (own === undefined || own.size === 0) continue;
-    const perToken = (size: number): number => {
-      const isTaken = one.min <= size && size <= one.max;
-      return ((isTaken ? own.get(size) : fastest.get(size)) ?? Number.NaN) / size;
+    const timeAt = (size: number): Time | undefined => (one.min <= size && size <= one.max ? own : fastest).get(size);
+    const sum = (part: 'medianUs' | 'spreadUs'): number => {
+      const perToken = (size: number): number => (timeAt(size)?.[part] ?? Number.NaN) / size;
+      return mean(decode.map(perToken)) + promptTokensPerGenerated * mean(prefill.map(perToken));
     };
-    const costUs = mean(decode.map(perToken)) + promptTokensPerGenerated * mean(prefill.map(perToken));
-    if (!Number.isNaN(costUs)) costs.set(ruleName(one), { costUs, at: measuredAt });
+    const costUs = sum('medianUs');
+    if (!Number.isNaN(costUs)) costs.set(ruleName(one), { costUs, spreadUs: sum('spreadUs'), at: measuredAt });
   }
   return costs;
 }
+
+/** What is summed of a {@link MeasuredTime}. */
+type Time = Required<Pick<MeasuredTime, 'medianUs' | 'spreadUs'>>;
 
 /** As messages and tables name a rule. */
 export function ruleName({ backend, rule }: { readonly backend: string; readonly rule: string }): string {
@@ -125,13 +134,13 @@ export interface RankedRule {
  * not measured, by priority; names at last. A total order, so that the order of registration cannot show.
  */
 export function rankRules<T extends RankedRule>(rules: readonly T[]): T[] {
-  const best = new Map<number, number>();
+  const best = new Map<number, MeasuredCost>();
   for (const { wish, measured } of rules) {
-    if (measured !== undefined) best.set(wish, Math.min(measured.costUs, best.get(wish) ?? Infinity));
+    if (measured !== undefined) best.set(wish, cheaper(measured, best.get(wish) ?? measured));
   }
   const standing = ({ wish, measured }: T): number => {
     if (measured === undefined) return Infinity;
-    return isAsFast(measured.costUs, best.get(wish) ?? Infinity) ? 0 : measured.costUs;
+    return isAsFast(measured, best.get(wish) ?? measured) ? 0 : measured.costUs;
   };
   return [...rules].sort(
     (a, b) =>
@@ -143,9 +152,14 @@ export function rankRules<T extends RankedRule>(rules: readonly T[]): T[] {
   );
 }
 
-/** Whether a cost counts as equal to a lower one. */
-export function isAsFast(costUs: number, bestUs: number): boolean {
-  return costUs <= tolerance * bestUs;
+/** Whether a cost counts as equal to the lowest: it is within a few per cent of it, or within what its times vary by. */
+export function isAsFast({ costUs }: MeasuredCost, best: MeasuredCost): boolean {
+  return costUs - best.costUs <= Math.max(tolerance * best.costUs, best.spreadUs);
+}
+
+/** Of equal costs the one that varies more, so that the order of rules does not matter. */
+function cheaper(a: MeasuredCost, b: MeasuredCost): MeasuredCost {
+  return a.costUs < b.costUs || (a.costUs === b.costUs && a.spreadUs > b.spreadUs) ? a : b;
 }
 
 /**
@@ -156,20 +170,19 @@ export function isAsFast(costUs: number, bestUs: number): boolean {
 export function whyMeasuredFirst(ranked: readonly RankedRule[]): string | undefined {
   const [first] = ranked;
   if (first?.measured === undefined) return undefined;
-  const { costUs, at } = first.measured;
-  const date = at.slice(0, 10);
-  const others = ranked.slice(1).filter(({ wish, measured }) => wish === first.wish && measured !== undefined);
-  let rival: RankedRule | undefined;
-  for (const one of others) if (rival === undefined || costOf(one) < costOf(rival)) rival = one;
+  const { measured } = first;
+  const date = measured.at.slice(0, 10);
+  const others = ranked.slice(1).filter(({ wish }) => wish === first.wish);
+  let rival: (RankedRule & { readonly measured: MeasuredCost }) | undefined;
+  for (const one of others) {
+    if (one.measured !== undefined && (rival === undefined || one.measured.costUs < rival.measured.costUs))
+      rival = { ...one, measured: one.measured };
+  }
   if (rival === undefined) return `the only one of ${ranked.length} rules that was measured (${date})`;
-  const rivalUs = costOf(rival);
-  if (isAsFast(Math.max(costUs, rivalUs), Math.min(costUs, rivalUs)))
+  const best = cheaper(measured, rival.measured);
+  if (isAsFast(best === measured ? rival.measured : measured, best))
     return `measured as fast as ${ruleName(rival)} (${date}), and priority ${first.priority} puts it first`;
-  return `measured ${formatRatio(rivalUs / costUs)} times as fast as ${ruleName(rival)} (${date})`;
-}
-
-function costOf({ measured }: RankedRule): number {
-  return measured?.costUs ?? Infinity;
+  return `measured ${formatRatio(rival.measured.costUs / measured.costUs)} times as fast as ${ruleName(rival)} (${date})`;
 }
 
 function formatRatio(ratio: number): string {

@@ -8,8 +8,8 @@ import { expertGroup, expertRule, gb10, linear, moeBackend, registered } from '.
 const at = '2026-01-02T03:04:05.000Z';
 const sizes = [1, 16, 256];
 
-function timesOf(backend: string, rule: string, perToken: number): MeasuredTime[] {
-  return sizes.map((numTokens) => ({ backend, rule, numTokens, medianUs: perToken * numTokens }));
+function timesOf(backend: string, rule: string, perToken: number, spread = 0): MeasuredTime[] {
+  return sizes.map((numTokens) => ({ backend, rule, numTokens, medianUs: perToken * numTokens, spreadUs: spread * numTokens }));
 }
 
 const group = expertGroup(3, 'bf16');
@@ -89,7 +89,7 @@ describe('rankRules', () => {
     { selector: ({ backend, rule }) => `${backend}/${rule}`, minLength: 1 },
   );
   const rulesOf = (drawn: typeof arbitraryRules extends fc.Arbitrary<infer T> ? T : never): RankedRule[] =>
-    drawn.map(({ costUs, ...rest }) => (costUs === undefined ? rest : { ...rest, measured: { costUs, at } }));
+    drawn.map(({ costUs, ...rest }) => (costUs === undefined ? rest : { ...rest, measured: { costUs, spreadUs: costUs % 0.1, at } }));
 
   it('depends on neither the order of the rules nor the time of day', () => {
     fc.assert(
@@ -127,13 +127,15 @@ describe('plan', () => {
     const made = planOf({ evidence: evidenceFor(...timesOf('alpha', 'one', 10), ...timesOf('beta', 'one', 15)) });
     expect(leadOf(made)).to.deep.equal({ name: 'alpha/one', because: 'measured 1.5 times as fast as beta/one (2026-01-02)' });
     expect(made.evidence).to.deep.equal({ environment: 'here', numClasses: 1 });
-    expect(made.layers[0]?.eligible.find(({ rule }) => rule === 'one')?.measured).to.deep.equal({ costUs: 60, at });
+    expect(made.layers[0]?.eligible.find(({ rule }) => rule === 'one')?.measured).to.deep.equal({ costUs: 60, spreadUs: 0, at });
   });
 
   it('goes by priority where times are equal within their noise, or nothing was measured', () => {
     const equal = leadOf(planOf({ evidence: evidenceFor(...timesOf('alpha', 'one', 10), ...timesOf('beta', 'one', 10.1)) }));
     expect(equal.name).to.equal('beta/one');
     expect(equal.because).to.equal('measured as fast as alpha/one (2026-01-02), and priority 20 puts it first');
+    const unsteady = leadOf(planOf({ evidence: evidenceFor(...timesOf('alpha', 'one', 10, 3), ...timesOf('beta', 'one', 12)) }));
+    expect(unsteady.name).to.equal('beta/one');
     const without = planOf({});
     expect(leadOf(without).name).to.equal('beta/one');
     expect(leadOf(without).because).to.match(/^priority 20, /);

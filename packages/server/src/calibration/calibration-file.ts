@@ -30,6 +30,7 @@ const content = z.object({
           rule: z.string(),
           numTokens: z.int().positive(),
           medianUs: z.number().positive(),
+          spreadUs: z.number().nonnegative(),
           isEstimate: z.literal(true).optional(),
         }),
       ),

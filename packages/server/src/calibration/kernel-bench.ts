@@ -3,7 +3,7 @@ import { layoutStep, StepInputs } from '@moe-server/engine';
 import type { BufferRef, Command, Device, Program } from '@moe-server/engine';
 
 /** Calls per submit times tokens per call: small calls are repeated, so that the way to the device and back does not count as the kernel's. */
-const tokensPerSubmit = 32;
+const tokensPerSubmit = 8;
 
 /** One kernel with its inputs for calls of one size, ready to be timed again and again. */
 export class KernelBench {

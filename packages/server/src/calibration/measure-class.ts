@@ -94,7 +94,7 @@ async function measureSize(
       const { times, trial, layer } = contender;
       const estimate = estimateOf(times.at(-1), numTokens, bestBefore, options.sliceMs);
       if (estimate !== undefined) {
-        times.push({ backend: trial.backend, rule: trial.rule, numTokens, medianUs: estimate, isEstimate: true });
+        times.push({ backend: trial.backend, rule: trial.rule, numTokens, medianUs: estimate, spreadUs: 0, isEstimate: true });
         continue;
       }
       const run = await attempt(trial, doing, options.callLimitMs, options, async () => {
@@ -120,7 +120,10 @@ async function measureSize(
   }
   for (const { contender, samples } of runs) {
     const { backend, rule } = contender.trial;
-    if (!contender.isOut) contender.times.push({ backend, rule, numTokens, medianUs: median(samples) });
+    if (contender.isOut) continue;
+    const sorted = [...samples].sort((a, b) => a - b);
+    const spreadUs = (quantile(sorted, 0.75) - quantile(sorted, 0.25)) / 2;
+    contender.times.push({ backend, rule, numTokens, medianUs: quantile(sorted, 0.5), spreadUs });
   }
 }
 
@@ -150,9 +153,10 @@ async function attempt<T>(
   }
 }
 
-function median(values: readonly number[]): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  const middle = sorted.length >> 1;
-  const upper = sorted[middle] ?? Number.NaN;
-  return sorted.length % 2 === 1 ? upper : ((sorted[middle - 1] ?? upper) + upper) / 2;
+/** Between two values in proportion. @param sorted - ascending, not empty. */
+function quantile(sorted: readonly number[], part: number): number {
+  const place = part * (sorted.length - 1);
+  const below = sorted[Math.floor(place)] ?? Number.NaN;
+  const above = sorted[Math.ceil(place)] ?? Number.NaN;
+  return below + (place - Math.floor(place)) * (above - below);
 }

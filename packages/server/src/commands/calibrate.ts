@@ -28,7 +28,12 @@ interface ClassRow {
   readonly numLayers: number;
   readonly measuredAt: string;
   /** Cheapest first; null = it failed, and `failed` says why. */
-  readonly rules: readonly { readonly backend: string; readonly rule: string; readonly costUs: number | null }[];
+  readonly rules: readonly {
+    readonly backend: string;
+    readonly rule: string;
+    readonly costUs: number | null;
+    readonly spreadUs: number | null;
+  }[];
   readonly times: MeasuredClass['times'];
 }
 
@@ -88,7 +93,10 @@ export async function calibrate(
 function rowOf(one: ClassToMeasure, found: MeasuredClass): ClassRow {
   const { spec, scheme, numLayers } = one;
   const costs = measuredCosts(one.rules, spec, found, Infinity);
-  const rules = one.rules.map((rule) => ({ backend: rule.backend, rule: rule.rule, costUs: costs.get(ruleName(rule))?.costUs ?? null }));
+  const rules = one.rules.map(({ backend, rule }) => {
+    const { costUs = null, spreadUs = null } = costs.get(ruleName({ backend, rule })) ?? {};
+    return { backend, rule, costUs, spreadUs };
+  });
   rules.sort((a, b) => (a.costUs ?? Number.MAX_VALUE) - (b.costUs ?? Number.MAX_VALUE));
   return { layer: spec.name, kind: spec.kind, scheme, numLayers, measuredAt: found.measuredAt, rules, times: found.times };
 }
@@ -100,10 +108,11 @@ function tableOf(rows: readonly ClassRow[]): string {
     colAligns: ['left', 'left', 'left', 'right', 'left'],
   });
   for (const { layer, scheme, numLayers, rules } of rows) {
-    const best = rules[0]?.costUs ?? null;
-    const marks = rules.map(({ costUs }) => {
-      if (costUs === null || best === null) return 'failed';
-      return isAsFast(costUs, best) ? 'fastest' : `${(costUs / best).toFixed(2)} times that`;
+    const [best] = rules;
+    const marks = rules.map(({ costUs, spreadUs }) => {
+      if (costUs === null || spreadUs === null) return 'failed';
+      const lowest = { costUs: best?.costUs ?? costUs, spreadUs: best?.spreadUs ?? spreadUs, at: '' };
+      return isAsFast({ costUs, spreadUs, at: '' }, lowest) ? 'fastest' : `${(costUs / lowest.costUs).toFixed(2)} times that`;
     });
     table.push([
       numLayers === 1 ? layer : `${String(numLayers)} like ${layer}`,

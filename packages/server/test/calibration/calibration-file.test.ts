@@ -15,7 +15,7 @@ const environment: CalibrationEnvironment = {
 };
 
 function resultsFor(layerClass: string, medianUs: number): CalibrationResults {
-  const times = [{ backend: 'cpu', rule: 'r', numTokens: 1, medianUs }];
+  const times = [{ backend: 'cpu', rule: 'r', numTokens: 1, medianUs, spreadUs: 0.5 }];
   const quarantined = [{ backend: 'cpu', rule: 'bad', kind: 'moe', layerClass, reason: 'It crashed' }] as const;
   return { classes: [{ layerClass, measuredAt: '2026-01-02T03:04:05.000Z', times }], quarantined };
 }
