@@ -315,6 +315,19 @@ describe('plan', () => {
       ]);
     });
 
+    it('names the backend that would have to pack a foreign layout, and what is wrong with it', () => {
+      const reader = registered(moeBackend('reader', 1, [expertRule('r', ['nvfp4.w4a4'], { layout: 'owner/tiles@1' })]));
+      const owner = registered(moeBackend('owner', 0, [expertRule('r', ['bf16'], { layout: 'owner/tiles@1' })]));
+      const reasonOf = (backends: readonly ErasedMoeBackend[]) =>
+        planOne(expertGroup(0, 'nvfp4.w4a4'), backends).refused.find(({ backend: name }) => name === 'reader')?.reasons;
+      expect(reasonOf(reader)?.map(({ message }) => message)).to.deep.equal([
+        'it reads the layout owner/tiles@1, which owner packs, and owner is not installed.',
+      ]);
+      expect(reasonOf([...reader, ...owner])?.map(({ message }) => message)).to.deep.equal([
+        'it reads the layout owner/tiles@1, which owner packs, and owner does not cover this layer.',
+      ]);
+    });
+
     it('takes activation parameters within the range of the rule', () => {
       const clamped = registered(
         moeBackend('clamped', 1, [
