@@ -203,7 +203,7 @@ describe('moe-server plan of a checkpoint that mixes NVFP4, FP8 and BF16', funct
   it('refuses a kept plan that is none with status 64', async () => {
     const file = configFile({ port: 1 });
     expect((await planned(['--diff', file])).status).to.equal(exitStatus.usage);
-    expect((await planned(['--diff', join(folder, 'none.json')])).err).to.contain('none.json cannot be read');
+    expect((await planned(['--diff', join(folder, 'none.json')])).err).to.match(/^error: --diff .*none\.json: ENOENT/);
   });
 
   it('has the fields that scripts rely on', async () => {

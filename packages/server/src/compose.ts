@@ -380,7 +380,7 @@ async function checkOfKernels(
 
 /** @throws {MoeError} MOE_PLAN_FILE when the file is no plan, MOE_PLAN_MOVED naming the layers that would be served otherwise. */
 function requireKept(file: string, plan: Plan): void {
-  const changes = checkLock(openPlanFile(file).plan, plan);
+  const changes = checkLock(openPlanFile(file, '--plan').plan, plan);
   if (changes.length > 0) throw explainBrokenLock(changes, file);
 }
 

@@ -43,7 +43,7 @@ export interface PlanCommandOptions {
 export async function plan(config: ServerConfig, options: PlanCommandOptions, { out, err }: Terminal): Promise<number> {
   const directory = resolve(config.model ?? bundledModel());
   // Before any work, so that a misspelt file costs nothing.
-  const earlier = options.diff === undefined ? undefined : openPlanFile(options.diff);
+  const earlier = options.diff === undefined ? undefined : openPlanFile(options.diff, '--diff');
   const { host, problems } = await loadPlugins(config);
   for (const problem of problems) err.write(`${problem}\n`);
   const device = plannedDevice(config, options.as, err);
