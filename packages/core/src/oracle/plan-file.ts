@@ -103,7 +103,8 @@ class PlanReader {
   }
 
   error(field: string, reason: string, details: Fields = {}, cause?: unknown): MoeError {
-    const message = `${this.file}: ${reason}. Make it anew with "moe-server plan --out ${this.file}".`;
+    // The name may be that of another file, which must not be written over.
+    const message = `${this.file}: ${reason}. A plan is what "moe-server plan --out FILE" writes; make it anew.`;
     return new MoeError('MOE_PLAN_FILE', message, { file: this.file, field, ...details }, cause === undefined ? {} : { cause });
   }
 

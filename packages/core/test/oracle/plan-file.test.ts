@@ -117,7 +117,7 @@ describe('readPlanFile', () => {
         if (!isMoeError(error)) throw error;
         expect(error.code).to.equal('MOE_PLAN_FILE');
         expect(error.details).to.include({ file: 'plan.lock.json', field });
-        expect(error.message).to.match(/^plan\.lock\.json: .*\. Make it anew with "moe-server plan --out plan\.lock\.json"\.$/s);
+        expect(error.message).to.match(/^plan\.lock\.json: .*\. A plan is what "moe-server plan --out FILE" writes; make it anew\.$/s);
         expect(error.message).to.contain(message);
         return;
       }
