@@ -1,7 +1,6 @@
 import { spawn } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
 import { readFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { cpuDeviceProblem } from '@moe-server/engine';
 import { repositoryRoot } from '@moe-server/test-kit';
