@@ -14,7 +14,14 @@ export function instructionSets(): readonly InstructionSet[] {
 export function deviceOf(isa: InstructionSet): CpuDeviceInfo {
   const rule = expertRules.find(({ id }) => id === `bf16-${isa}`);
   const features: readonly CpuFeature[] = rule?.device.type === 'cpu' ? (rule.device.features ?? []) : [];
-  return { type: 'cpu', name: `a processor with ${isa}`, architecture: isa === 'neon' ? 'arm64' : 'x64', features, numThreads, memoryBytes: undefined };
+  return {
+    type: 'cpu',
+    name: `a processor with ${isa}`,
+    architecture: isa === 'neon' ? 'arm64' : 'x64',
+    features,
+    numThreads,
+    memoryBytes: undefined,
+  };
 }
 
 /** Sizes of kernels, which the arguments of the contract leave out. */

@@ -1,8 +1,8 @@
-// NVFP4 weights and inputs in whole numbers on 128-bit registers. Included inside an unnamed namespace by the files that
-// bring a `Dot`: how four rows of sixteen codes are multiplied depends on the processor, the result does not.
+// NVFP4 weights and inputs in whole numbers on 128-bit registers. Included inside an unnamed namespace by the files
+// that bring a `Dot`: how four rows of sixteen codes are multiplied depends on the processor, the result does not.
 
-// Sixteen e4m3 scales times 2^-8 as floats, four at a time: the bits of e4m3 in a half-precision number, exponent bias 15
-// instead of 7; subnormals too. A shift by 7 that extends the sign leaves it in two bits, one of which is not wanted.
+// Four e4m3 scales as floats times 2^-8: the bits of e4m3 in a half-precision number, exponent bias 15 instead of 7;
+// subnormals too. A shift by 7 that extends the sign leaves it in two bits, one of which is not wanted.
 inline float32x4_t decode_e4m3_scales(const uint8_t* bytes) {
   uint32_t four;
   __builtin_memcpy(&four, bytes, 4);
@@ -11,10 +11,11 @@ inline float32x4_t decode_e4m3_scales(const uint8_t* bytes) {
   return vcvt_f32_f16(vreinterpret_f16_u16(half));
 }
 
-// Dot::chunk(w, x): per row of four, the sum over 16 columns. w[i]: four bytes of each row, x: the codes of one token in
-// the same order (kNvfp4Place). |sum of a group| <= 16 * 12 * 12.
+// Dot::chunk(w, x): per row of four, the sum over 16 columns. w[i]: four bytes of each row, x: the codes of one token
+// in the same order (row_operators.inl). |sum of a group| <= 16 * 12 * 12.
 //
-// All 16 rows at once stream the weights, with few tokens; four rows at a time keep the sums of many tokens in registers.
+// All 16 rows at once stream the weights, with few tokens; four rows at a time keep the sums of many tokens in
+// registers.
 template <typename Dot, int M>
 void nvfp4_integer_tile(const TileArgs& args, const uint8_t* const* rows, float* sums) {
   constexpr int kQuarters = M <= 4 ? 4 : 1;

@@ -1,9 +1,9 @@
 // Tile functions for every 64-bit ARM processor.
 //
 // A register holds one column of four rows. Four- and eight-bit codes become half-precision numbers by byte operations,
-// and fcvtl, which needs no extension, makes floats of them; a token's column is taken from its place in a register, so
-// that nothing is broadcast. With one or two tokens a tile is walked once, all 16 rows at a time; with more it is walked
-// four times, four rows at a time, which leaves the registers to the tokens. No sum depends on which.
+// and fcvtl, which needs no extension, makes floats of them; a token's column is taken from its place in a register,
+// so that nothing is broadcast. With one or two tokens a tile is walked once, all 16 rows at a time; with more it is
+// walked four times, four rows at a time, which leaves the registers to the tokens. No sum depends on which.
 #include <arm_neon.h>
 
 #include "isa_kernels.h"
@@ -177,8 +177,7 @@ void float_rows(const TileArgs& args, const uint8_t* const* rows, float* sums) {
           for (int m = 0; m < M; ++m) {
             float32x4_t factor = weight_scale;
             if constexpr (InputScaled) {
-              factor =
-                  vmulq_n_f32(factor, reinterpret_cast<const float*>(rows[m] + args.row->scales)[column / 128]);
+              factor = vmulq_n_f32(factor, reinterpret_cast<const float*>(rows[m] + args.row->scales)[column / 128]);
             }
             acc[q][m] = vfmaq_f32(acc[q][m], partial[m], factor);
           }

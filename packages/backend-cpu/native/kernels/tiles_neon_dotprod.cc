@@ -1,6 +1,6 @@
-// Whole-number tile functions for ARM processors with the dot product instructions (FEAT_DotProd: Cortex-A76, Neoverse N1,
-// Apple M1 and later). sdot multiplies one word of a token, chosen by its place in a register, with four bytes of each of
-// four rows: no broadcast is needed.
+// Whole-number tile functions for ARM processors with the dot product instructions (FEAT_DotProd: Cortex-A76, Neoverse
+// N1, Apple M1 and later). sdot multiplies one word of a token, chosen by its place in a register, with four bytes of
+// each of four rows: no broadcast is needed.
 #include <arm_neon.h>
 
 #include "isa_kernels.h"

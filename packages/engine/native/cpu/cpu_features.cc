@@ -100,6 +100,8 @@ const Kernels& select_kernels([[maybe_unused]] const std::vector<std::string>& f
   const bool avx2 = has_all(features, {"avx2", "fma", "f16c"});
   if (avx2 && has_all(features, {"avx512f", "avx512bw", "avx512vl", "avx512dq"})) return avx512_kernels();
   if (avx2) return avx2_kernels();
+#elif defined(MOE_ARM64)
+  if (has_all(features, {"neon"})) return neon_kernels();
 #else
   (void)has_all;
 #endif

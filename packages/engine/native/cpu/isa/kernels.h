@@ -102,6 +102,10 @@ const Kernels& avx2_kernels();
 /* AVX-512 F, BW, VL, DQ. */
 const Kernels& avx512_kernels();
 #endif
+#ifdef MOE_ARM64
+/* What every 64-bit ARM processor has. */
+const Kernels& neon_kernels();
+#endif
 
 }  // namespace moe
 

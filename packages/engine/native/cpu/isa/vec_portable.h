@@ -7,9 +7,8 @@
 #define MOE_ISA portable
 
 /*
- * Sixteen floats as an array: the meaning of the functions that vec_avx2.h and vec_avx512.h write in intrinsics. Sums
- * over lanes take the same order everywhere: ((l0 + l8) + (l4 + l12)), and so on for l1, l2, l3, then (0 + 2) + (1 +
- * 3).
+ * Sixteen floats as an array: the meaning of the functions that the other vec_*.h write in intrinsics. Sums over lanes
+ * take the same order everywhere: ((l0 + l8) + (l4 + l12)), and so on for l1, l2, l3, then (0 + 2) + (1 + 3).
  */
 namespace moe::portable {
 
