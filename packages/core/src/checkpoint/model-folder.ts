@@ -61,8 +61,9 @@ export async function readJson(
   await checkFileName(directory, name, code);
   let bytes: Uint8Array;
   try {
-    const { size } = await stat(join(directory, name));
-    if (size > maxJsonBytes) throw fail(`it has ${String(size)} bytes; at most ${String(maxJsonBytes)} are allowed`);
+    const found = await stat(join(directory, name));
+    if (!found.isFile()) throw fail('it is not a regular file');
+    if (found.size > maxJsonBytes) throw fail(`it has ${String(found.size)} bytes; at most ${String(maxJsonBytes)} are allowed`);
     bytes = await readFile(join(directory, name));
   } catch (cause) {
     if (isMissing(cause)) return undefined;

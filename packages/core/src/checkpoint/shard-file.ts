@@ -1,3 +1,4 @@
+import { constants } from 'node:fs';
 import type { FileHandle } from 'node:fs/promises';
 import { open } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -27,7 +28,8 @@ export class ShardFile {
   static async open(directory: string, name: string): Promise<ShardFile> {
     let handle: FileHandle | undefined;
     try {
-      handle = await open(join(directory, name), 'r');
+      // Opening a pipe would wait for a writer, on a thread that then keeps the process from ending.
+      handle = await open(join(directory, name), constants.O_RDONLY | constants.O_NONBLOCK);
       const stat = await handle.stat();
       if (!stat.isFile()) throw new Error('it is not a regular file');
       return new ShardFile(name, stat.size, handle);

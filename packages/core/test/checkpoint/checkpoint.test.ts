@@ -1,4 +1,5 @@
-import { mkdir, symlink, truncate, writeFile } from 'node:fs/promises';
+import { execFileSync } from 'node:child_process';
+import { mkdir, rm, symlink, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect } from 'chai';
 import { Checkpoint } from '../../src/checkpoint/checkpoint.js';
@@ -176,6 +177,19 @@ describe('Checkpoint', () => {
       expect(await refusal(join(folder, 'none'))).to.include({ code: 'MOE_CHECKPOINT_NOT_FOUND' });
       await writeFile(join(folder, 'file'), '');
       expect((await refusal(join(folder, 'file'))).message).to.include('is a file');
+    }));
+
+  it('refuses pipes, whose opening would wait for a writer', () =>
+    withFolder(async (folder) => {
+      execFileSync('mkfifo', [join(folder, 'config.json'), join(folder, 'model.safetensors')]);
+      expect((await refusal(folder)).message)
+        .to.include('config.json')
+        .and.to.include('not a regular file');
+      await rm(join(folder, 'config.json'));
+      await writeConfig(folder, {});
+      expect((await refusal(folder)).message)
+        .to.include('model.safetensors')
+        .and.to.include('not a regular file');
     }));
 
   it('finds each tensor on its own, in whichever shard it lies', () =>

@@ -14,7 +14,9 @@ const maxFileBytes = 256 * 2 ** 20;
 export async function readTextFile(directory: string, file: string, code: ErrorCode): Promise<string | undefined> {
   const path = join(directory, file);
   try {
-    const { size } = await stat(path);
+    const found = await stat(path);
+    if (!found.isFile()) throw new MoeError(code, `cannot read ${path}: it is not a regular file`, { file });
+    const { size } = found;
     if (size > maxFileBytes) {
       throw new MoeError(code, `${path} has ${String(size)} bytes; at most ${String(maxFileBytes)} are read`, { file, size });
     }
