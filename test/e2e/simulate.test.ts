@@ -15,6 +15,7 @@ import { expect } from 'chai';
 import { loadPlugins } from 'moe-server';
 import { continuations, evaluate, samples } from './evaluation.js';
 import { RunningModel } from './running-model.js';
+import { startServer } from './server-process.js';
 
 const maxNumTokens = 17;
 
@@ -155,5 +156,38 @@ describe('pocket-dictionary on a simulated gb10', function () {
     if (isFull) console.log(`      total ${total.toFixed(5)}, known words ${known.toFixed(5)} of the record`);
     // A sixteenth of the texts scatters four times as far as all of them, see pocket-dictionary.test.ts.
     expect(total).to.be.closeTo(1, isFull ? 0.01 : 0.04);
+  });
+});
+
+describe('moe-server start --simulate', function () {
+  this.timeout(120_000);
+
+  it('says that it is slow and simulated, and answers', async () => {
+    const server = await startServer('--simulate', 'gb10', '--max-num-seqs', '4');
+    try {
+      expect(server.output())
+        .to.match(/NVIDIA GB10 \(SM 12\.1\), simulated/)
+        .and.to.contain('Slow');
+      const response = await fetch(`${server.url}/v1/chat/completions`, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json' },
+        body: JSON.stringify({ messages: [{ role: 'user', content: 'What does serendipity mean?' }], temperature: 0 }),
+      });
+      expect(await response.text()).to.contain('good luck');
+      const plan = (await (await fetch(`${server.url}/v1/moe/plan`)).json()) as { assumesBuilt: boolean };
+      expect(plan.assumesBuilt).to.equal(true);
+    } finally {
+      await server.stop();
+    }
+  });
+
+  it('refuses devices that nobody knows, and the reference device beside it', async () => {
+    for (const flags of [
+      ['--simulate', 'gb99'],
+      ['--simulate', 'gb10', '--device', 'reference'],
+    ]) {
+      const failure: unknown = await startServer(...flags).catch((thrown: unknown) => thrown);
+      expect(String(failure), flags.join(' ')).to.contain('ended with 64');
+    }
   });
 });
