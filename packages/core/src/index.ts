@@ -35,6 +35,7 @@ export { Checkpoint } from './checkpoint/checkpoint.js';
 export * from './checkpoint/config-reader.js';
 export * from './checkpoint/describe-model.js';
 export { openExpertWeights } from './checkpoint/expert-weights.js';
+export { checkFiniteWeights } from './checkpoint/finite-weights.js';
 export * from './checkpoint/kv-scales.js';
 export { openLinearWeights } from './checkpoint/linear-weights.js';
 export type { TensorInfo } from './checkpoint/safetensors.js';

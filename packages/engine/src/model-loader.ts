@@ -12,6 +12,7 @@ import type {
 } from '@moe-server/core';
 import {
   MoeError,
+  checkFiniteWeights,
   float32ToBf16,
   openExpertWeights,
   openLinearWeights,
@@ -129,6 +130,7 @@ class CheckpointWeights implements WeightSource {
     } else {
       for (let row = 0; row < rows; row += tableRowsPerRead) {
         const bytes = await checkpoint.readRows(name, row, Math.min(tableRowsPerRead, rows - row));
+        checkFiniteWeights(checkpoint.tensor(name), bytes, row * columns);
         patterns.set(new Uint16Array(bytes.buffer), row * columns);
       }
     }

@@ -1,6 +1,7 @@
 import { MoeError } from '../errors.js';
 import { bf16ToFloat32 } from '../quant/bf16.js';
 import { f16ToFloat32 } from '../quant/f16.js';
+import { checkFiniteWeights } from './finite-weights.js';
 import { isRecord } from './json-scan.js';
 import { checkIsFolder, configFile, findWeightFiles, indexFile, readJson } from './model-folder.js';
 import type { TensorInfo } from './safetensors.js';
@@ -159,10 +160,16 @@ export class Checkpoint {
     return this.#shard(file).read(begin + firstRow * rowBytes, numRows * rowBytes);
   }
 
-  /** Values of an F32, BF16 or F16 tensor. */
+  /**
+   * Values of an F32, BF16 or F16 tensor.
+   *
+   * @throws {MoeError} MOE_CHECKPOINT_TENSOR for another type, or a value that is NaN or infinite.
+   */
   async readFloat32(name: string): Promise<Float32Array> {
-    const { dtype, file } = this.tensor(name);
+    const info = this.tensor(name);
+    const { dtype, file } = info;
     const bytes = await this.read(name);
+    checkFiniteWeights(info, bytes);
     if (dtype === 'f32') return new Float32Array(bytes.buffer);
     if (dtype === 'bf16') return bf16ToFloat32(new Uint16Array(bytes.buffer));
     if (dtype === 'f16') return f16ToFloat32(new Uint16Array(bytes.buffer));

@@ -11,6 +11,7 @@ const patterns: Partial<Record<DType, { readonly magnitude: number; readonly car
   f8e4m3: { magnitude: 0x7f7f7f7f, carry: 0x01010101 },
   bf16: { magnitude: 0x7fff7fff, carry: 0x00800080 },
   f16: { magnitude: 0x7fff7fff, carry: 0x04000400 },
+  f32: { magnitude: 0x7fffffff, carry: 0x00800000 },
 };
 
 /**
@@ -53,6 +54,8 @@ function checkEach(info: TensorInfo, begin: number, bytes: Uint8Array<ArrayBuffe
 
 function isNotFinite(dtype: DType, bytes: Uint8Array<ArrayBuffer>, at: number): boolean {
   if (dtype === 'f8e4m3') return (bytes[at]! & 0x7f) === 0x7f;
-  const exponent = dtype === 'bf16' ? 0x7f80 : 0x7c00;
+  const exponent = dtype === 'f16' ? 0x7c00 : 0x7f80;
+  // The exponent of float32 lies in its upper half, as that of bfloat16.
+  if (dtype === 'f32') return ((bytes[at + 2]! | (bytes[at + 3]! << 8)) & exponent) === exponent;
   return ((bytes[at]! | (bytes[at + 1]! << 8)) & exponent) === exponent;
 }

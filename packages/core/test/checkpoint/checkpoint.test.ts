@@ -228,6 +228,22 @@ describe('Checkpoint', () => {
       await checkpoint.close();
     }));
 
+  it('refuses float values that are NaN or infinite, naming tensor and index', () =>
+    withFolder(async (folder) => {
+      await writeConfig(folder, {});
+      await writeSafetensors(join(folder, 'model.safetensors'), {
+        f32: { dtype: 'F32', shape: [3], bytes: new Uint8Array(Float32Array.of(1, -Infinity, 2).buffer) },
+        bf16: { dtype: 'BF16', shape: [2], bytes: Uint8Array.of(0xc0, 0x3f, 0xc0, 0x7f) },
+      });
+      const checkpoint = await Checkpoint.open(folder);
+      for (const name of ['f32', 'bf16']) {
+        const thrown = await checkpoint.readFloat32(name).catch((error: unknown) => error);
+        expect(thrown, name).to.include({ code: 'MOE_CHECKPOINT_TENSOR' });
+        expect(thrown, name).to.have.property('message').that.contains(name).and.contains('element 1');
+      }
+      await checkpoint.close();
+    }));
+
   it('reports a shard that shrinks after it was opened, with file and offset', () =>
     withFolder(async (folder) => {
       await writeConfig(folder, {});
