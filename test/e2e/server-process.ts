@@ -1,6 +1,7 @@
 import { spawn } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
 import { readFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { cpuDeviceProblem } from '@moe-server/engine';
 import { repositoryRoot } from '@moe-server/test-kit';
@@ -36,7 +37,9 @@ export interface RunningServer {
 export async function startServer(...flags: string[]): Promise<RunningServer> {
   // What somebody measured on this machine must not choose the kernels of a test.
   const fixed = ['--port', '0', '--threads', '2', '--no-calibration'];
-  const child = spawn(process.execPath, [bin, 'start', ...fixed, ...flags], { stdio: ['ignore', 'pipe', 'pipe'] });
+  // What a test finds out about kernels is not for the user's own cache.
+  const env = { MOE_CACHE_DIR: join(tmpdir(), 'moe-server-tests'), ...process.env };
+  const child = spawn(process.execPath, [bin, 'start', ...fixed, ...flags], { stdio: ['ignore', 'pipe', 'pipe'], env });
   let output = '';
   const exited = new Promise<number | null>((resolve) => {
     child.once('exit', (status) => {
