@@ -162,6 +162,7 @@ Examples:
   moe-server start --model ./Qwen3-30B-A3B-NVFP4    serve a checkpoint from a folder
   moe-server plan --model DIR --explain             what would run where, and why nothing else would
   moe-server plan --model DIR --as gb10             the same for a machine you do not have
+  moe-server calibrate --model DIR                  time its kernels on this machine; start and plan then rank by it
   moe-server start --help                           all flags`;
 
 const planHelp = `

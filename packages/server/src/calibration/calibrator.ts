@@ -1,6 +1,6 @@
 import { fork } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
-import { MoeError } from '@moe-server/core';
+import { messageOf, MoeError } from '@moe-server/core';
 import type { MeasuredClass } from '@moe-server/core';
 import type { CalibrationQuarantine, CalibrationResults } from './calibration-file.js';
 import type { CalibrationEnvironment } from './environment.js';
@@ -122,7 +122,10 @@ function runProcess(entry: URL, command: CalibrationCommand, receive: (message: 
       if (message.type === 'measured') trying = undefined;
       receive(message);
     });
-    child.once('error', reject);
+    child.once('error', (cause) => {
+      clearTimeout(timer);
+      reject(new MoeError('MOE_DEVICE_LOST', `The process that measures kernels cannot be used: ${messageOf(cause)}.`, {}, { cause }));
+    });
     child.once('exit', (code, signal) => {
       clearTimeout(timer);
       const isHanging = silentForMs !== undefined;

@@ -1,6 +1,6 @@
 import { resolve } from 'node:path';
 import Table from 'cli-table3';
-import { isAsFast, measuredCosts, ruleName } from '@moe-server/core';
+import { isAsFast, measuredCosts, messageOf, ruleName } from '@moe-server/core';
 import type { Logger, MeasuredClass } from '@moe-server/core';
 import { cacheDirectory } from '../cache-directory.js';
 import { writeResults } from '../calibration/calibration-file.js';
@@ -41,7 +41,7 @@ interface ClassRow {
  * `moe-server calibrate`: times the kernels that could serve a model's layers, in a process of their own, and keeps the times for `start` and
  * `plan`.
  *
- * @returns 0, also when kernels failed: that is a result.
+ * @returns 0, also when kernels failed: that is a result; 1 when the times cannot be kept.
  */
 export async function calibrate(
   config: ServerConfig,
@@ -75,18 +75,27 @@ export async function calibrate(
   }).finally(progress.stop);
 
   const cache = config.cacheDir ?? cacheDirectory(process.env);
-  const file = await writeResults(cache, environment, results, warningsOn(err));
+  const kept = await writeResults(cache, environment, results, warningsOn(err)).then(
+    (file) => ({ file }),
+    (thrown: unknown) => ({ problem: `The times cannot be kept in ${cache}: ${messageOf(thrown)}. Name another folder with --cache-dir.` }),
+  );
   const rows = classes.flatMap((one) => {
     const found = measured.find(({ layerClass }) => layerClass === one.layerClass);
     return found === undefined ? [] : [rowOf(one, found)];
   });
   if (json) {
-    out.write(`${JSON.stringify({ environment, fingerprint: fingerprintOf(environment), file, classes: rows, failed }, undefined, 2)}\n`);
-    return exitStatus.ok;
+    out.write(
+      `${JSON.stringify({ environment, fingerprint: fingerprintOf(environment), ...kept, classes: rows, failed }, undefined, 2)}\n`,
+    );
+    return 'file' in kept ? exitStatus.ok : exitStatus.fault;
   }
   out.write(rows.length === 0 ? 'No layer has more than one kernel to choose from here.\n' : `\n${tableOf(rows)}\n`);
   for (const { backend, rule, reason } of failed) out.write(paint(out, 'yellow', `${backend}/${rule}: ${reason}.\n`));
-  out.write(`\nKept in ${file}\nstart and plan rank by it from now on; --no-calibration ignores it.\n`);
+  if (!('file' in kept)) {
+    err.write(`${kept.problem}\n`);
+    return exitStatus.fault;
+  }
+  out.write(`\nKept in ${kept.file}\nstart and plan rank by it from now on; --no-calibration ignores it.\n`);
   return exitStatus.ok;
 }
 
