@@ -25,7 +25,7 @@ using WeightsPointer = std::shared_ptr<PackedWeights>;
 
 // Numbers of the enums as TypeScript writes them; src/addon.ts has the same lists.
 constexpr const char* kFormatNames[] = {"nvfp4", "mxfp4", "fp8", "fp8-block128", "bf16", "f16"};
-constexpr const char* kInputNames[] = {"float", "nvfp4", "fp8-static", "fp8-token", "fp8-group128"};
+constexpr const char* kInputNames[] = {"float", "nvfp4", "fp8-static", "fp8-token", "fp8-group128", "bf16"};
 constexpr const char* kIsaNames[] = {"portable", "avx2", "avx512", "neon"};
 
 template <typename Enum, size_t N>

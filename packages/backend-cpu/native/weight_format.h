@@ -33,11 +33,12 @@ enum class WeightFormat : uint8_t {
 
 // How the input of a projection is represented before it meets the weights.
 enum class InputKind : uint8_t {
-  kFloat,        // as it is: bf16 where the kernel multiplies bf16, else f32
+  kFloat,        // as it is, f32
   kNvfp4,        // e2m1 codes in groups of 16 with e4m3 scales, one static global scale
   kFp8Static,    // e4m3 with a calibrated scale
   kFp8Token,     // e4m3 with a scale per row
   kFp8Group128,  // e4m3 with a scale per 128 columns
+  kBf16,         // rounded to bf16; only where the processor multiplies it
 };
 
 // Type of one element of a prepared input row. e4m3 values are held exactly in either float type.

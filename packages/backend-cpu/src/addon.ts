@@ -5,7 +5,7 @@ import { loadNativeAddon } from '@moe-server/core';
 export type WeightFormat = 'nvfp4' | 'mxfp4' | 'fp8' | 'fp8-block128' | 'bf16' | 'f16';
 
 /** How a kernel represents its input; native/weight_format.h. */
-export type InputKind = 'float' | 'nvfp4' | 'fp8-static' | 'fp8-token' | 'fp8-group128';
+export type InputKind = 'float' | 'nvfp4' | 'fp8-static' | 'fp8-token' | 'fp8-group128' | 'bf16';
 
 /** Instruction sets that kernels exist for; the addon knows which of them this processor has. */
 export type InstructionSet = 'portable' | 'avx2' | 'avx512' | 'neon';

@@ -1,5 +1,6 @@
 import { availableParallelism } from 'node:os';
 import type {
+  Arithmetic,
   DeviceInfo,
   ExpertGroupSpec,
   ExpertMatrices,
@@ -25,7 +26,7 @@ import type { CpuScheme } from './formats.js';
 import { formatOf, inputKindOf, isCpuScheme, packedBytes } from './formats.js';
 import type { PackUnit } from './packed-weights.js';
 import { allocateWeights, handleOf, packUnits } from './packed-weights.js';
-import { expertRules, factsOf, linearRules, priorityOf } from './support.js';
+import { expertRules, instructionSetOf, linearRules, priorityOf } from './support.js';
 import type { CpuMatrix, MatrixNotes } from './weights.js';
 import { matricesOf, packable, restored } from './weights.js';
 
@@ -181,8 +182,9 @@ function cpuScheme(scheme: SchemeKey): CpuScheme {
   return scheme;
 }
 
-function kernelInput(scheme: CpuScheme, rule: { readonly id: string }): InputKind {
-  return factsOf(rule.id).inputs === 'scheme' ? inputKindOf(scheme) : 'float';
+function kernelInput(scheme: CpuScheme, { arithmetic: { input } }: { readonly arithmetic: Arithmetic }): InputKind {
+  if (input.type !== 'float') return inputKindOf(scheme);
+  return input.dtype === 'bf16' ? 'bf16' : 'float';
 }
 
 function notesAt(name: string, notes: readonly MatrixNotes[], index: number): MatrixNotes {
@@ -215,7 +217,7 @@ function missingAddon(): string | undefined {
 function kernelOptions(
   layer: string,
   scheme: CpuScheme,
-  rule: { readonly id: string },
+  rule: { readonly id: string; readonly arithmetic: Arithmetic },
   notes: readonly MatrixNotes[],
 ): Parameters<CpuAddon['createLinearKernel']>[1] {
   const input = kernelInput(scheme, rule);
@@ -229,7 +231,7 @@ function kernelOptions(
       { layer, matrix, inputScale },
     );
   });
-  return { name: `cpu/${rule.id}`, isa: factsOf(rule.id).isa, input, inputScales };
+  return { name: `cpu/${rule.id}`, isa: instructionSetOf(rule.id), input, inputScales };
 }
 
 /** Makes a kernel and the contract's object around it. */

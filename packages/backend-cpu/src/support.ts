@@ -40,47 +40,45 @@ const variants: readonly Variant[] = [
 ];
 
 /**
- * What the kernels do. AVX-512 multiplies bf16 pairs (vdpbf16ps), so float inputs are rounded to bf16 there; AVX2, NEON and the portable
- * path multiply float32. IEEE half weights have more fraction bits than bf16 and meet float32 everywhere. Quantized inputs follow the scheme exactly, and
- * what they quantize between the projections was rounded to bf16 first. Every sum is in float32, whole numbers within a group of 16 are exact.
+ * What the kernels do. AVX2, NEON and the portable path multiply float32. AVX-512 multiplies pairs of bf16 (vdpbf16ps) twice as fast: experts round
+ * float inputs to bf16 there. Linears do not: a rounded input of q, k and v moves one key in 25 to another number of an FP8 cache, and the
+ * logits of such a checkpoint by ten times as much (test/e2e/fixtures.test.ts). IEEE half weights have more fraction bits than bf16 and
+ * meet float32 everywhere. Quantized inputs follow the scheme exactly, and what they quantize between the projections was rounded to bf16
+ * first. Every sum is in float32, whole numbers within a group of 16 are exact.
  */
-function arithmeticOf({ inputs, schemes }: Variant, isa: InstructionSet): Arithmetic {
+function arithmeticOf({ inputs, schemes }: Variant, isa: InstructionSet, kind: 'moe' | 'linear'): Arithmetic {
   const common = { weights: 'exact', accumulator: 'f32', output: 'f32' } as const;
   if (inputs === 'scheme') return { ...common, input: { type: 'as-scheme' }, intermediate: 'bf16' };
-  const dtype = isa === 'avx512' && !schemes.includes('f16') ? 'bf16' : 'f32';
+  const dtype = kind === 'moe' && isa === 'avx512' && !schemes.includes('f16') ? 'bf16' : 'f32';
   return { ...common, input: { type: 'float', dtype }, intermediate: dtype };
 }
 
-/** A rule of either kind with what the backends need to know beside it. */
-export interface RuleFacts {
-  readonly isa: InstructionSet;
-  readonly inputs: 'scheme' | 'float';
+const instructionSets = new Map<string, InstructionSet>();
+
+function commonRules(kind: 'moe' | 'linear') {
+  return variants.flatMap((variant) =>
+    (['avx512', 'avx2', 'neon', 'portable'] as const).map((isa) => {
+      const id = `${variant.name}-${isa}`;
+      instructionSets.set(id, isa);
+      return {
+        id,
+        schemes: variant.schemes,
+        device: {
+          type: 'cpu',
+          ...(isa === 'portable' ? {} : { features: features[isa], architectures: architectures[isa] }),
+        },
+        tokens: { min: 1 },
+        arithmetic: arithmeticOf(variant, isa, kind),
+        layout,
+        // Whole experts or slices of them: the kernels see sizes per rank and slots of -1.
+        parallel: ['tp', 'ep'],
+        bias: true,
+        // Every scale is per token or finer, and the order of every sum depends on the sizes only.
+        batchInvariant: true,
+      } as const satisfies Partial<ExpertSupportRule<CpuScheme>>;
+    }),
+  );
 }
-
-const facts = new Map<string, RuleFacts>();
-
-const common = variants.flatMap((variant) =>
-  (['avx512', 'avx2', 'neon', 'portable'] as const).map((isa) => {
-    const id = `${variant.name}-${isa}`;
-    facts.set(id, { isa, inputs: variant.inputs });
-    return {
-      id,
-      schemes: variant.schemes,
-      device: {
-        type: 'cpu',
-        ...(isa === 'portable' ? {} : { features: features[isa], architectures: architectures[isa] }),
-      },
-      tokens: { min: 1 },
-      arithmetic: arithmeticOf(variant, isa),
-      layout,
-      // Whole experts or slices of them: the kernels see sizes per rank and slots of -1.
-      parallel: ['tp', 'ep'],
-      bias: true,
-      // Every scale is per token or finer, and the order of every sum depends on the sizes only.
-      batchInvariant: true,
-    } as const satisfies Partial<ExpertSupportRule<CpuScheme>>;
-  }),
-);
 
 const activations: readonly ActivationSupport[] = [
   { type: 'silu' },
@@ -92,7 +90,7 @@ const activations: readonly ActivationSupport[] = [
 const anySize = { multipleOf: 1 } as const;
 
 /** Rules of the experts. */
-export const expertRules: readonly ExpertSupportRule<CpuScheme>[] = common.map((rule) => ({
+export const expertRules: readonly ExpertSupportRule<CpuScheme>[] = commonRules('moe').map((rule) => ({
   ...rule,
   activations,
   sizes: { hiddenSize: anySize, moeIntermediateSize: anySize },
@@ -101,15 +99,15 @@ export const expertRules: readonly ExpertSupportRule<CpuScheme>[] = common.map((
 }));
 
 /** Rules of the linears. */
-export const linearRules: readonly LinearSupportRule<CpuScheme>[] = common.map((rule) => ({
+export const linearRules: readonly LinearSupportRule<CpuScheme>[] = commonRules('linear').map((rule) => ({
   ...rule,
   sizes: { inFeatures: anySize, outFeatures: anySize },
 }));
 
 /** @throws {TypeError} for an id that is not one of ours. */
-export function factsOf(ruleId: string): RuleFacts {
-  const known = facts.get(ruleId);
-  if (known === undefined) throw new TypeError(`"${ruleId}" is not a rule of the cpu backend.`);
+export function instructionSetOf(ruleId: string): InstructionSet {
+  const known = instructionSets.get(ruleId);
+  if (known === undefined) throw new TypeError(`${ruleId} is not a rule of backend-cpu.`);
   return known;
 }
 
@@ -134,5 +132,5 @@ export function priorityOf(scheme: CpuScheme, rule: ExpertSupportRule<CpuScheme>
   const info = schemeInfo(scheme);
   const numerics = info === undefined ? 'approximate' : deriveNumerics(info, rule.arithmetic);
   const isPreferred = numerics === preferred;
-  return instructionSetRank[factsOf(rule.id).isa] + (isPreferred ? 1 : 0);
+  return instructionSetRank[instructionSetOf(rule.id)] + (isPreferred ? 1 : 0);
 }

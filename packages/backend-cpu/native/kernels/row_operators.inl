@@ -95,7 +95,7 @@ void quantize_record(const RowLayout& row, uint8_t* record) {
 template <typename T>
 inline void prepare_values(const float* x, const RowLayout& row, float scale, uint8_t* record) {
   T* values = reinterpret_cast<T*>(record);
-  const bool quantized = row.kind != InputKind::kFloat;
+  const bool quantized = row.kind != InputKind::kFloat && row.kind != InputKind::kBf16;
   const bool dynamic = quantized && row.kind != InputKind::kFp8Static;
   float* scales = reinterpret_cast<float*>(record + row.scales);
   const int64_t group = dynamic ? scale_columns(row) : row.padded;

@@ -18,6 +18,9 @@ namespace {
 // How far ahead the weights of a lone token are fetched: a few hundred cycles at the speed of memory.
 constexpr int64_t kPrefetchBytes = 4096;
 
+// Type of the values in a prepared row. Float inputs cost two multiply-adds where a pair of bf16 costs one dot product.
+enum class Inputs { kBf16, kFloat };
+
 inline __m512 dot_bf16(__m512 sum, __m512i a, __m512i b) {
   return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }
@@ -85,18 +88,38 @@ const E4m3Tables& e4m3_tables() {
   return tables;
 }
 
-// Adds the products of one chunk to every token's sums. `w`: 8 registers of bf16 pairs; `x` offset of the chunk in a
-// row.
-template <int M, bool Scaled>
+inline __m512 broadcast_float(const uint8_t* x) { return _mm512_castsi512_ps(broadcast_pair(x)); }
+
+// Adds the products of one chunk to every token's sums. `w`: 8 registers of bf16 pairs; `x`: the chunk's first column.
+template <int M, bool Scaled, Inputs I>
 inline void multiply_chunk(const __m512i* w, __m512 scale, const uint8_t* const* rows, int64_t x, __m512* acc) {
+  __m512 p[M];
 #pragma GCC unroll 12
-  for (int m = 0; m < M; ++m) {
-    const uint8_t* row = rows[m] + x;
-    __m512 p = _mm512_setzero_ps();
+  for (int m = 0; m < M; ++m) p[m] = _mm512_setzero_ps();
+  if constexpr (I == Inputs::kBf16) {
+#pragma GCC unroll 12
+    for (int m = 0; m < M; ++m) {
+      const uint8_t* row = rows[m] + x * 2;
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) p = dot_bf16(p, w[i], broadcast_pair(row + 4 * i));
-    acc[m] = Scaled ? _mm512_fmadd_ps(p, scale, acc[m]) : _mm512_add_ps(acc[m], p);
+      for (int i = 0; i < 8; ++i) p[m] = dot_bf16(p[m], w[i], broadcast_pair(row + 4 * i));
+    }
+  } else {
+    // A bf16 is the upper half of a float.
+    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(w[i], 16));
+      const __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(w[i], upper));
+#pragma GCC unroll 12
+      for (int m = 0; m < M; ++m) {
+        const uint8_t* row = rows[m] + x * 4 + 8 * i;
+        p[m] = _mm512_fmadd_ps(even, broadcast_float(row), p[m]);
+        p[m] = _mm512_fmadd_ps(odd, broadcast_float(row + 4), p[m]);
+      }
+    }
   }
+#pragma GCC unroll 12
+  for (int m = 0; m < M; ++m) acc[m] = Scaled ? _mm512_fmadd_ps(p[m], scale, acc[m]) : _mm512_add_ps(acc[m], p[m]);
 }
 
 template <int M>
@@ -121,8 +144,8 @@ inline void decode_fp4(const uint8_t* codes, __m512i table, __m512i* w) {
   }
 }
 
-// NVFP4 and MXFP4 weights, bf16 inputs.
-template <WeightFormat F, int M>
+// NVFP4 and MXFP4 weights.
+template <WeightFormat F, Inputs I, int M>
 void fp4_tile(const TileArgs& args, const uint8_t* const* rows, float* sums) {
   constexpr int kChunks = static_cast<int>(block_columns(F)) / kChunkColumns;
   constexpr int kChunksPerScale = F == WeightFormat::kNvfp4 ? 1 : 2;
@@ -141,7 +164,7 @@ void fp4_tile(const TileArgs& args, const uint8_t* const* rows, float* sums) {
       const __m512 scale = F == WeightFormat::kNvfp4 ? decode_e4m3_scales(bytes) : decode_e8m0_scales(bytes);
       __m512i w[8];
       decode_fp4(codes, table, w);
-      multiply_chunk<M, true>(w, scale, rows, (column + c * kChunkColumns) * 2, acc);
+      multiply_chunk<M, true, I>(w, scale, rows, column + c * kChunkColumns, acc);
     }
   }
   store_sums<M>(acc, sums);
@@ -191,8 +214,8 @@ void nvfp4_integer_tile(const TileArgs& args, const uint8_t* const* rows, float*
 
 enum class Scaling { kNone, kWeights, kWeightsAndInput };
 
-// e4m3 weights, inputs in bf16, or e4m3 values in bf16.
-template <Scaling S, int M>
+// e4m3 weights; e4m3 inputs are held exactly in bf16.
+template <Scaling S, Inputs I, int M>
 void fp8_tile(const TileArgs& args, const uint8_t* const* rows, float* sums) {
   const E4m3Tables& tables = e4m3_tables();
   const __m512i low0 = tables.low[0], low1 = tables.low[1], high0 = tables.high[0], high1 = tables.high[1];
@@ -215,9 +238,9 @@ void fp8_tile(const TileArgs& args, const uint8_t* const* rows, float* sums) {
       w[2 * v + 1] = _mm512_unpackhi_epi8(low, high);
     }
     if constexpr (S == Scaling::kNone) {
-      multiply_chunk<M, false>(w, _mm512_setzero_ps(), rows, column * 2, acc);
+      multiply_chunk<M, false, I>(w, _mm512_setzero_ps(), rows, column, acc);
     } else if constexpr (S == Scaling::kWeights) {
-      multiply_chunk<M, true>(w, _mm512_set1_ps(args.block_scales[column / 128]), rows, column * 2, acc);
+      multiply_chunk<M, true, I>(w, _mm512_set1_ps(args.block_scales[column / 128]), rows, column, acc);
     } else {
       const float weight_scale = args.block_scales[column / 128];
       const int64_t group = column / 128 * 4;
@@ -236,7 +259,7 @@ void fp8_tile(const TileArgs& args, const uint8_t* const* rows, float* sums) {
   store_sums<M>(acc, sums);
 }
 
-template <int M>
+template <Inputs I, int M>
 void bf16_tile(const TileArgs& args, const uint8_t* const* rows, float* sums) {
   __m512 acc[M];
 #pragma GCC unroll 12
@@ -249,12 +272,12 @@ void bf16_tile(const TileArgs& args, const uint8_t* const* rows, float* sums) {
       prefetch<M>(values + i * kLine);
       w[i] = _mm512_load_si512(values + i * kLine);
     }
-    multiply_chunk<M, false>(w, _mm512_setzero_ps(), rows, column * 2, acc);
+    multiply_chunk<M, false, I>(w, _mm512_setzero_ps(), rows, column, acc);
   }
   store_sums<M>(acc, sums);
 }
 
-// f16 weights, f32 inputs: bf16 has fewer fraction bits than f16.
+// f16 weights have more fraction bits than bf16: float inputs only.
 template <int M>
 void f16_tile(const TileArgs& args, const uint8_t* const* rows, float* sums) {
   __m512 acc[M];
@@ -280,24 +303,39 @@ void f16_tile(const TileArgs& args, const uint8_t* const* rows, float* sums) {
   store_sums<M>(acc, sums);
 }
 
-template <int M>
-TileFn select(WeightFormat format, InputKind kind) {
+template <Inputs I, int M>
+TileFn select_plain(WeightFormat format) {
   switch (format) {
     case WeightFormat::kNvfp4:
-      if (kind == InputKind::kNvfp4) return nvfp4_integer_tile<M>;
-      return kind == InputKind::kFloat ? fp4_tile<WeightFormat::kNvfp4, M> : nullptr;
+      return fp4_tile<WeightFormat::kNvfp4, I, M>;
     case WeightFormat::kMxfp4:
-      return kind == InputKind::kFloat ? fp4_tile<WeightFormat::kMxfp4, M> : nullptr;
+      return fp4_tile<WeightFormat::kMxfp4, I, M>;
     case WeightFormat::kFp8:
-      if (kind == InputKind::kNvfp4 || kind == InputKind::kFp8Group128) return nullptr;
-      return fp8_tile<Scaling::kNone, M>;
+      return fp8_tile<Scaling::kNone, I, M>;
     case WeightFormat::kFp8Block128:
-      if (kind == InputKind::kFp8Group128) return fp8_tile<Scaling::kWeightsAndInput, M>;
-      return kind == InputKind::kFloat ? fp8_tile<Scaling::kWeights, M> : nullptr;
+      return fp8_tile<Scaling::kWeights, I, M>;
     case WeightFormat::kBf16:
-      return kind == InputKind::kFloat ? bf16_tile<M> : nullptr;
+      return bf16_tile<I, M>;
     case WeightFormat::kF16:
-      return kind == InputKind::kFloat ? f16_tile<M> : nullptr;
+      return I == Inputs::kFloat ? f16_tile<M> : nullptr;
+  }
+  return nullptr;
+}
+
+template <int M>
+TileFn select(WeightFormat format, InputKind kind) {
+  switch (kind) {
+    case InputKind::kFloat:
+      return select_plain<Inputs::kFloat, M>(format);
+    case InputKind::kBf16:
+      return select_plain<Inputs::kBf16, M>(format);
+    case InputKind::kNvfp4:
+      return format == WeightFormat::kNvfp4 ? nvfp4_integer_tile<M> : nullptr;
+    case InputKind::kFp8Static:
+    case InputKind::kFp8Token:
+      return format == WeightFormat::kFp8 ? fp8_tile<Scaling::kNone, Inputs::kBf16, M> : nullptr;
+    case InputKind::kFp8Group128:
+      return format == WeightFormat::kFp8Block128 ? fp8_tile<Scaling::kWeightsAndInput, Inputs::kBf16, M> : nullptr;
   }
   return nullptr;
 }
@@ -313,9 +351,9 @@ TileFn select_tokens(WeightFormat format, InputKind kind, int num_tokens) {
 
 TileFn tile(WeightFormat format, InputKind kind, int num_tokens) { return select_tokens<1>(format, kind, num_tokens); }
 
-Element element(WeightFormat format, InputKind kind) {
+Element element(WeightFormat, InputKind kind) {
   if (kind == InputKind::kNvfp4) return Element::kCode8;
-  return format == WeightFormat::kF16 ? Element::kF32 : Element::kBf16;
+  return kind == InputKind::kFloat ? Element::kF32 : Element::kBf16;
 }
 
 // e4m3 block scales are decoded 2^8 too small, and both factors of an integer product are doubled.

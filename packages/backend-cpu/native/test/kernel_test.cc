@@ -24,7 +24,7 @@ void check(bool ok, const std::string& what) {
 
 const char* const kFormats[] = {"nvfp4", "mxfp4", "fp8", "fp8-block128", "bf16", "f16"};
 const char* const kIsaTitles[] = {"portable path", "AVX2", "AVX-512 with BF16", "NEON"};
-const char* const kInputs[] = {"float", "nvfp4", "fp8-static", "fp8-token", "fp8-group128"};
+const char* const kInputs[] = {"float", "nvfp4", "fp8-static", "fp8-token", "fp8-group128", "bf16"};
 
 std::string describe(const IsaKernels& isa, WeightFormat format, InputKind input) {
   return std::string(isa.name) + " " + kFormats[static_cast<int>(format)] + " x " + kInputs[static_cast<int>(input)];
@@ -335,7 +335,7 @@ int main() {
       const IsaKernels* kernels = find_kernels(isa);
       if (kernels == nullptr) continue;
       for (const InputKind input : {InputKind::kFloat, InputKind::kNvfp4, InputKind::kFp8Static, InputKind::kFp8Token,
-                                    InputKind::kFp8Group128}) {
+                                    InputKind::kFp8Group128, InputKind::kBf16}) {
         if (kernels->tile(format, input, 1) == nullptr) continue;
         ++pairs;
         test_linear(*kernels, format, input, 416, pool);

@@ -156,6 +156,7 @@ inline std::vector<double> quantized_input(const float* x, int64_t columns, Inpu
   };
   switch (kind) {
     case InputKind::kFloat:
+    case InputKind::kBf16:
       for (int64_t k = 0; k < columns; ++k)
         out[static_cast<size_t>(k)] = element == Element::kBf16 ? bf16(to_bf16(x[k])) : x[k];
       break;
