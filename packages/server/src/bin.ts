@@ -1,4 +1,3 @@
-#!/usr/bin/env node
 import { run } from './cli.js';
 
 const args = process.argv.slice(2);
