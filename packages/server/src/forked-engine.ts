@@ -136,6 +136,8 @@ export class ForkedEngine implements EngineClient {
       // What native code prints belongs to the log; standard output is for what the user asked for.
       stdio: ['ignore', process.stderr, process.stderr, 'ipc'],
       execArgv: process.execArgv.filter((arg) => !arg.startsWith('--inspect')),
+      // Plugins run there, and they have no use for the keys of the HTTP side.
+      env: { ...process.env, MOE_API_KEY: undefined },
     });
     this.child = child;
     this.failure = undefined;

@@ -5,7 +5,7 @@ import { byteModel } from './byte-model.js';
 
 /**
  * An engine process without an engine. The first prompt token of a request says what happens: 1 = two tokens, 2 = the process dies,
- * 3 = nothing until it is aborted, 4 = the process falls silent.
+ * 3 = nothing until it is aborted, 4 = the process falls silent. It does not start when it is handed the keys of the HTTP side.
  */
 const send = (message: EngineMessage): void => void process.send?.(message);
 let heartbeat: NodeJS.Timeout | undefined;
@@ -20,6 +20,7 @@ process.on('message', (command: EngineCommand) => {
         );
         return;
       }
+      if (process.env.MOE_API_KEY !== undefined) process.exit(1);
       if (command.settings.model === 'crash') process.kill(process.pid, 'SIGSEGV');
       send({ type: 'ready', model: byteModel });
       heartbeat = setInterval(() => {

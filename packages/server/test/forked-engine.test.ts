@@ -44,6 +44,16 @@ describe('ForkedEngine', function () {
     expect((await collect(1)).map(({ type }) => type)).to.deep.equal(['token', 'token', 'finish']);
   });
 
+  it('keeps the keys of the HTTP side from the process', async () => {
+    process.env.MOE_API_KEY = 'secret';
+    try {
+      await fork().ready();
+    } finally {
+      delete process.env.MOE_API_KEY;
+    }
+    expect(deaths).to.deep.equal([]);
+  });
+
   it('aborts a request that waits', async () => {
     await fork().ready();
     const id = `r${String(numRequests)}`;
