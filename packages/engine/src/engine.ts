@@ -173,8 +173,7 @@ export class Engine {
     try {
       output = await execution;
     } catch (thrown) {
-      this.#failStep(step, thrown);
-      return;
+      output = await this.#executeSingly(step, thrown);
     }
     // A device that computes on this thread resolves without ever letting timers and messages in.
     if (this.#isTurnOverdue()) await new Promise<void>((resolve) => setImmediate(resolve));
@@ -259,13 +258,26 @@ export class Engine {
     this.#metrics.requestEnded(sequence, reason, this.#clock());
   }
 
-  #failStep(step: ScheduledStep, thrown: unknown): void {
-    this.#stepEndedAt = undefined;
+  /**
+   * A step may fail for the sake of one sequence. Each is run by itself, which gives the same bits, and only those that fail again end.
+   */
+  async #executeSingly(step: ScheduledStep, thrown: unknown): Promise<StepOutput> {
     this.#metrics.numFailedSteps++;
-    const error = isMoeError(thrown)
-      ? thrown
-      : new MoeError('MOE_INTERNAL', `the step failed: ${messageOf(thrown)}`, {}, { cause: thrown });
-    for (const sequence of step.sequences) if (sequence.status === 'running') this.#fail(sequence, error);
+    const isAlone = step.sequences.length === 1;
+    const rows: (readonly RowOutput[])[] = [];
+    for (const [i, sequence] of step.sequences.entries()) {
+      const batched = step.batch.sequences[i];
+      try {
+        if (isAlone || batched === undefined) throw thrown;
+        const isWanted = sequence.status === 'running';
+        const alone = isWanted ? await this.#runner.execute({ sequences: [batched] }) : undefined;
+        rows.push(alone?.rows[0] ?? []);
+      } catch (failure) {
+        rows.push([]);
+        if (sequence.status === 'running') this.#fail(sequence, asStepError(failure));
+      }
+    }
+    return { rows };
   }
 
   #emitPending(): void {
@@ -324,4 +336,9 @@ export class Engine {
 
 function invalid(param: string, message: string): MoeError {
   return new MoeError('MOE_REQUEST_INVALID', message, { param });
+}
+
+function asStepError(thrown: unknown): MoeError {
+  if (isMoeError(thrown)) return thrown;
+  return new MoeError('MOE_INTERNAL', `the step failed: ${messageOf(thrown)}`, {}, { cause: thrown });
 }

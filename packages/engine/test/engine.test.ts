@@ -304,18 +304,46 @@ describe('Engine', () => {
   });
 
   describe('errors', () => {
-    it('fails the requests of a step that fails, and goes on with the others', async () => {
+    it('ends only the request for whose sake a step fails; the others get the tokens that they would have got', async () => {
+      const others = [request('b', 4, {}, 2), request('c', 4, {}, 3)];
+      const undisturbed = bench();
+      await run(undisturbed, ...others);
+      const a = bench(
+        {},
+        {
+          script: (context, { counter }) => {
+            if (context[0] === prompt(1, 1)[0] && counter === 2) throw new MoeError('MOE_DEVICE_KERNEL', 'kernel x failed');
+            return undefined;
+          },
+        },
+      );
+      await run(a, request('a', 4), ...others);
+      expect(ending(a.events, 'a')).to.equal('MOE_DEVICE_KERNEL');
+      for (const id of ['b', 'c']) {
+        expect(ending(a.events, id)).to.equal('length');
+        expect(tokenIds(a.events, id)).to.deep.equal(tokenIds(undisturbed.events, id));
+      }
+      expect(a.engine.stats()).to.include({ numFailedSteps: 1, kvCacheUsage: 0 });
+    });
+
+    it('costs nobody a request when a step fails once', async () => {
       const a = bench({ maxNumSeqs: 2 });
       a.runner.beforeStep = (step) => {
         if (step === 1) throw new MoeError('MOE_DEVICE_KERNEL', 'kernel x failed');
       };
       await run(a, request('a', 4), request('b', 4, {}, 2), request('c', 4, {}, 3));
-      expect([ending(a.events, 'a'), ending(a.events, 'b'), ending(a.events, 'c')]).to.deep.equal([
-        'MOE_DEVICE_KERNEL',
-        'MOE_DEVICE_KERNEL',
-        'length',
-      ]);
+      for (const id of ['a', 'b', 'c']) expect(ending(a.events, id)).to.equal('length');
       expect(a.engine.stats()).to.include({ numFailedSteps: 1, kvCacheUsage: 0 });
+    });
+
+    it('ends every request of a step whose sequences all fail', async () => {
+      const a = bench();
+      a.runner.beforeStep = () => {
+        throw new MoeError('MOE_DEVICE_KERNEL', 'kernel x failed');
+      };
+      await run(a, request('a', 4), request('b', 4, {}, 2));
+      for (const id of ['a', 'b']) expect(ending(a.events, id)).to.equal('MOE_DEVICE_KERNEL');
+      expect(a.engine.stats().kvCacheUsage).to.equal(0);
     });
 
     it('names what else a runner throws an internal error', async () => {
