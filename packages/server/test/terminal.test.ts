@@ -84,6 +84,18 @@ describe('planLines', () => {
 });
 
 describe('StartReport', () => {
+  it('does not cut the plan where the terminal does not know its width', () => {
+    const { text, stream } = recorder(true, 0);
+    new StartReport(stream, '/models/any').take({
+      type: 'plan',
+      plan,
+      architecture: 'ByteForCausalLM',
+      quantization: 'modelopt',
+      vocabSize: 256,
+    });
+    expect(text()).to.contain('it is the only one').and.not.to.contain('…');
+  });
+
   it('shows plugins, plan, memory, address and a line to try', () => {
     const { text, stream } = recorder();
     const report = new StartReport(stream, '/models/any');

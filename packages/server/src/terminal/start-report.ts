@@ -34,7 +34,7 @@ export class StartReport {
       case 'plan':
         this.line('model', this.directory);
         this.line('', `${message.architecture}, ${message.quantization}`);
-        planLines(message.plan, this.out.columns === undefined ? undefined : this.out.columns - labelWidth).forEach((text, index) => {
+        planLines(message.plan, planWidth(this.out.columns)).forEach((text, index) => {
           this.line(index === 0 ? 'plan' : '', text);
         });
         if (message.plan.assumesBuilt) {
@@ -89,4 +89,9 @@ export class StartReport {
 
 function label(out: TerminalStream, name: string): string {
   return paint(out, 'dim', name.padEnd(labelWidth));
+}
+
+/** Some pseudo terminals say 0 when they do not know. */
+function planWidth(columns: number | undefined): number | undefined {
+  return columns === undefined || columns === 0 ? undefined : columns - labelWidth;
 }
