@@ -42,7 +42,7 @@ const variants: readonly Variant[] = [
 /**
  * What the kernels do. AVX2, NEON and the portable path multiply float32. AVX-512 multiplies pairs of bf16 (vdpbf16ps) twice as fast: experts round
  * float inputs to bf16 there. Linears do not: a rounded input of q, k and v moves one key in 25 to another number of an FP8 cache, and the
- * logits of such a checkpoint by ten times as much (test/e2e/fixtures.test.ts). IEEE half weights have more fraction bits than bf16 and
+ * logits of such a checkpoint by twenty times as much (test/e2e/fixtures.test.ts). IEEE half weights have more fraction bits than bf16 and
  * meet float32 everywhere. Quantized inputs follow the scheme exactly, and what they quantize between the projections was rounded to bf16
  * first. Every sum is in float32, whole numbers within a group of 16 are exact.
  */
