@@ -15,7 +15,7 @@ namespace {
 #include "lanes.inl"
 #include "row_operators.inl"
 
-// How far ahead the weights of a lone token are fetched: a few hundred cycles at the speed of memory.
+// How far ahead weights are fetched: a few hundred cycles at the speed of memory.
 constexpr int64_t kPrefetchBytes = 4096;
 
 // Type of the values in a prepared row. Float inputs cost two multiply-adds where a pair of bf16 costs one dot product.
@@ -122,9 +122,8 @@ inline void multiply_chunk(const __m512i* w, __m512 scale, const uint8_t* const*
   for (int m = 0; m < M; ++m) acc[m] = Scaled ? _mm512_fmadd_ps(p[m], scale, acc[m]) : _mm512_add_ps(acc[m], p[m]);
 }
 
-template <int M>
 inline void prefetch(const uint8_t* data) {
-  if constexpr (M <= 2) _mm_prefetch(reinterpret_cast<const char*>(data + kPrefetchBytes), _MM_HINT_T0);
+  _mm_prefetch(reinterpret_cast<const char*>(data + kPrefetchBytes), _MM_HINT_T0);
 }
 
 template <int M>
@@ -155,11 +154,11 @@ void fp4_tile(const TileArgs& args, const uint8_t* const* rows, float* sums) {
   for (int m = 0; m < M; ++m) acc[m] = _mm512_setzero_ps();
   const uint8_t* block = args.tile;
   for (int64_t column = 0; column < args.columns; column += block_columns(F), block += block_bytes(F)) {
-    prefetch<M>(block);
+    prefetch(block);
     for (int c = 0; c < kChunks; ++c) {
       const uint8_t* codes = block + kLine + c * 2 * kLine;
-      prefetch<M>(codes);
-      prefetch<M>(codes + kLine);
+      prefetch(codes);
+      prefetch(codes + kLine);
       const uint8_t* bytes = block + c / kChunksPerScale * kTileRows;
       const __m512 scale = F == WeightFormat::kNvfp4 ? decode_e4m3_scales(bytes) : decode_e8m0_scales(bytes);
       __m512i w[8];
@@ -182,11 +181,11 @@ void nvfp4_integer_tile(const TileArgs& args, const uint8_t* const* rows, float*
   for (int m = 0; m < M; ++m) acc[m] = _mm512_setzero_ps();
   const uint8_t* block = args.tile;
   for (int64_t column = 0; column < args.columns; column += 64, block += block_bytes(WeightFormat::kNvfp4)) {
-    prefetch<M>(block);
+    prefetch(block);
     for (int c = 0; c < 4; ++c) {
       const uint8_t* codes = block + kLine + c * 2 * kLine;
-      prefetch<M>(codes);
-      prefetch<M>(codes + kLine);
+      prefetch(codes);
+      prefetch(codes + kLine);
       const __m512 weight_scale = decode_e4m3_scales(block + c * kTileRows);
       __m512i w[4];
 #pragma GCC unroll 2
@@ -229,7 +228,7 @@ void fp8_tile(const TileArgs& args, const uint8_t* const* rows, float* sums) {
     __m512i w[8];
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
-      prefetch<M>(codes + v * kLine);
+      prefetch(codes + v * kLine);
       const __m512i code = _mm512_load_si512(codes + v * kLine);
       const __m512i low = _mm512_permutex2var_epi8(low0, code, low1);
       // high | (code & sign)
@@ -269,7 +268,7 @@ void bf16_tile(const TileArgs& args, const uint8_t* const* rows, float* sums) {
     __m512i w[8];
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
-      prefetch<M>(values + i * kLine);
+      prefetch(values + i * kLine);
       w[i] = _mm512_load_si512(values + i * kLine);
     }
     multiply_chunk<M, false, I>(w, _mm512_setzero_ps(), rows, column, acc);
@@ -290,7 +289,7 @@ void f16_tile(const TileArgs& args, const uint8_t* const* rows, float* sums) {
     for (int m = 0; m < M; ++m) p[m] = _mm512_setzero_ps();
 #pragma GCC unroll 4
     for (int k = 0; k < kChunkColumns; ++k) {
-      if (k % 2 == 0) prefetch<M>(values + k * 32);
+      if (k % 2 == 0) prefetch(values + k * 32);
       const __m512 w = _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(values + k * 32)));
 #pragma GCC unroll 12
       for (int m = 0; m < M; ++m) {
