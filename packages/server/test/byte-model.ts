@@ -1,4 +1,4 @@
-import type { ModelInfo } from '../src/engine-protocol.js';
+import type { ModelInfo } from '../src/engine/engine-protocol.js';
 
 /** A model of 256 tokens, as an engine process would describe it. */
 export const byteModel: ModelInfo = {

@@ -5,7 +5,7 @@ import { basename, join } from 'node:path';
 import { expect } from 'chai';
 import { fixtureFolders, pocketDictionary } from '@moe-server/test-kit';
 import { run } from '../src/cli.js';
-import type { DeclaredRule } from '../src/declared-rules.js';
+import type { DeclaredRule } from '../src/composition/declared-rules.js';
 import { exitStatus } from '../src/exit-status.js';
 
 interface PlannedLayer {

@@ -11,7 +11,7 @@ import {
 } from '@moe-server/core';
 import type { Binding, PluginHost, PreparedLayer } from '@moe-server/core';
 import type { Device } from '@moe-server/engine';
-import { createDevice, loadPlugins, makePlan } from '../compose.js';
+import { createDevice, loadPlugins, makePlan } from '../composition/compose.js';
 import { describeEnvironment } from './environment.js';
 import { classesToMeasure, countMeasurements, sampleOf } from './layer-classes.js';
 import type { MeasurableClass, MeasurableRule } from './layer-classes.js';

@@ -1,5 +1,5 @@
 import type { LayerSpec, MeasuredClass, NumericsPolicy, SerializedMoeError, TimedRule } from '@moe-server/core';
-import type { DeviceOptions, PluginOptions } from '../compose.js';
+import type { DeviceOptions, PluginOptions } from '../composition/compose.js';
 import type { CalibrationEnvironment } from './environment.js';
 
 /** What a calibration depends on. Plain data: it crosses the process border. */

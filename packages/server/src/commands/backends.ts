@@ -1,7 +1,7 @@
 import { describeDevice } from '@moe-server/core';
-import { describeThisDevice, loadPlugins } from '../compose.js';
+import { describeThisDevice, loadPlugins } from '../composition/compose.js';
+import { declaredRules } from '../composition/declared-rules.js';
 import type { ServerConfig } from '../config/server-config.js';
-import { declaredRules } from '../declared-rules.js';
 import { exitStatus } from '../exit-status.js';
 import { ruleLegend, ruleLines } from '../terminal/rule-text.js';
 import type { Terminal } from '../terminal/terminal.js';

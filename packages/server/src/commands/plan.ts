@@ -12,12 +12,12 @@ import {
 import { isServable, messageOf, MoeError } from '@moe-server/core';
 import type { DeviceInfo, Evidence, ModelDescription, ParallelPlacement, Plan, PlanDiff, PluginHost } from '@moe-server/core';
 import { supportedArchitectures } from '@moe-server/engine';
-import { cacheDirectory } from '../cache-directory.js';
 import { readCalibration } from '../calibration/calibration-file.js';
-import { describeThisDevice, loadPlugins, makePlan } from '../compose.js';
+import { describeThisDevice, loadPlugins, makePlan } from '../composition/compose.js';
+import { keepPlan, openPlanFile } from '../composition/kept-plan.js';
+import { cacheDirectory } from '../config/cache-directory.js';
 import type { ServerConfig } from '../config/server-config.js';
 import { exitStatus } from '../exit-status.js';
-import { keepPlan, openPlanFile } from '../kept-plan.js';
 import { bundledModel } from '../package-info.js';
 import { planText } from '../terminal/plan-text.js';
 import { paint } from '../terminal/terminal.js';

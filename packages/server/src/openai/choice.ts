@@ -1,7 +1,7 @@
 import { MoeError } from '@moe-server/core';
 import type { Detokenizer, EngineEvent, FinishReason, GenerationRequest, TokenOutput, Usage } from '@moe-server/engine';
-import type { EngineClient } from '../engine-client.js';
-import type { ServerMetrics } from '../metrics.js';
+import type { EngineClient } from '../engine/engine-client.js';
+import type { ServerMetrics } from '../http/metrics.js';
 import { notReady } from './errors.js';
 
 /** What one sequence produced since the last delta: usually one token. */

@@ -1,6 +1,6 @@
 import { resolveSampling } from '@moe-server/engine';
 import type { SamplingParams } from '@moe-server/engine';
-import type { ModelInfo } from '../engine-protocol.js';
+import type { ModelInfo } from '../engine/engine-protocol.js';
 import type { SamplingFields } from './wire-types.js';
 
 /** Settings of one request that depend on the endpoint. */

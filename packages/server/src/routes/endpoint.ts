@@ -1,11 +1,11 @@
 import type { Context } from 'koa';
 import type { Logger } from 'pino';
 import type { ChatTemplate, Tokenizer } from '@moe-server/engine';
-import type { Admission } from '../admission.js';
-import type { EngineClient } from '../engine-client.js';
-import type { ModelInfo } from '../engine-protocol.js';
-import type { Lifecycle } from '../lifecycle.js';
-import type { ServerMetrics } from '../metrics.js';
+import type { EngineClient } from '../engine/engine-client.js';
+import type { ModelInfo } from '../engine/engine-protocol.js';
+import type { Admission } from '../http/admission.js';
+import type { Lifecycle } from '../http/lifecycle.js';
+import type { ServerMetrics } from '../http/metrics.js';
 import { requestError } from '../openai/errors.js';
 
 /** One path and method. `public` ones answer without a key; whatever does not say so is guarded. */

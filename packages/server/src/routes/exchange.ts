@@ -2,7 +2,7 @@ import type { Context } from 'koa';
 import type { Logger } from 'pino';
 import { Detokenizer } from '@moe-server/engine';
 import type { GenerationRequest, SamplingParams, Usage } from '@moe-server/engine';
-import { readJsonBody } from '../body-reader.js';
+import { readJsonBody } from '../http/body-reader.js';
 import { runChoice } from '../openai/choice.js';
 import type { ChoiceDelta } from '../openai/choice.js';
 import { EventStream } from '../openai/event-stream.js';

@@ -1,6 +1,6 @@
 import { schemeFamily, schemeKeys } from '@moe-server/core';
 import type { Arithmetic, DeviceSupport, Multiple, Range } from '@moe-server/core';
-import type { DeclaredRule } from '../declared-rules.js';
+import type { DeclaredRule } from '../composition/declared-rules.js';
 import { alignColumns, textWidth, wrapText } from './wrapped-text.js';
 
 /** The rules of one backend as a table; what all of them share, and why some are not built, is said below it once. */

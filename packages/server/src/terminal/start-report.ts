@@ -1,8 +1,8 @@
 import { describeDevice, formatBytes } from '@moe-server/core';
-import type { EngineMessage, ModelInfo } from '../engine-protocol.js';
+import type { EngineMessage, ModelInfo } from '../engine/engine-protocol.js';
+import { planLines } from './plan-text.js';
 import { createProgress } from './progress.js';
 import type { Progress } from './progress.js';
-import { planLines } from './plan-text.js';
 import { paint } from './terminal.js';
 import type { TerminalStream } from './terminal.js';
 
