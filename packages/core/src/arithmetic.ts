@@ -45,3 +45,17 @@ export function deriveNumerics(scheme: SchemeInfo, arithmetic: Arithmetic): Nume
   if (input.dtype === 'f16') return 'approximate';
   return scheme.input.type === 'none' ? 'same' : 'wider';
 }
+
+/** Factors that processors have dot products for. */
+export type DotType = 'int8' | 'bf16' | 'f32';
+
+/**
+ * The narrowest factors that hold what a kernel of this arithmetic multiplies: what bounds its speed where memory does not. NVFP4 codes are whole
+ * numbers (of halves) on both sides; e4m3 fits bfloat16, whose products with weights of any supported format are exact in float32.
+ */
+export function dotTypeOf(scheme: SchemeInfo, { input }: Arithmetic): DotType {
+  if (input.type === 'float') return input.dtype === 'bf16' ? 'bf16' : 'f32';
+  const { type } = input.type === 'own' ? input.quantization : scheme.input;
+  if (type === 'none') return 'f32';
+  return type === 'fp8' ? 'bf16' : 'int8';
+}

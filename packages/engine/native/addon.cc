@@ -1,12 +1,15 @@
 /* The exports of engine_cpu.node; their types are in src/device/cpu-addon.ts. */
 #include <napi.h>
 
+#include <functional>
 #include <moe/napi_convert.hpp>
 #include <string>
+#include <utility>
 
 #include "command_reader.h"
 #include "cpu/bandwidth.h"
 #include "cpu/cpu_features.h"
+#include "cpu/dot_rates.h"
 #include "device_object.h"
 #include "exposed_memory.h"
 
@@ -14,6 +17,7 @@ namespace moe {
 namespace {
 
 constexpr int64_t kMaxBytes = int64_t{1} << 52;
+constexpr int64_t kMaxThreads = 1024;
 
 Napi::Value cpu_info(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
@@ -42,37 +46,55 @@ Napi::Value step_layout(const Napi::CallbackInfo& info) {
   return result;
 }
 
-/* Seconds of reading must not hold up the event loop. */
-class BandwidthWorker : public Napi::AsyncWorker {
+/* Measuring takes up to seconds: the event loop must not wait. */
+class MeasureWorker : public Napi::AsyncWorker {
  public:
-  BandwidthWorker(Napi::Env env, uint32_t num_threads, uint64_t total_bytes, uint64_t piece_bytes)
-      : Napi::AsyncWorker(env),
-        deferred_(Napi::Promise::Deferred::New(env)),
-        num_threads_(num_threads),
-        total_bytes_(total_bytes),
-        piece_bytes_(piece_bytes) {}
+  MeasureWorker(Napi::Env env, std::function<double()> measure)
+      : Napi::AsyncWorker(env), deferred_(Napi::Promise::Deferred::New(env)), measure_(std::move(measure)) {}
 
   Napi::Promise promise() const { return deferred_.Promise(); }
 
  protected:
-  void Execute() override { bytes_per_second_ = measure_bandwidth(num_threads_, total_bytes_, piece_bytes_); }
-  void OnOK() override { deferred_.Resolve(Napi::Number::New(Env(), bytes_per_second_)); }
+  void Execute() override { result_ = measure_(); }
+  void OnOK() override { deferred_.Resolve(Napi::Number::New(Env(), result_)); }
 
  private:
   const Napi::Promise::Deferred deferred_;
-  const uint32_t num_threads_;
-  const uint64_t total_bytes_, piece_bytes_;
-  double bytes_per_second_ = 0;
+  const std::function<double()> measure_;
+  double result_ = 0;
 };
+
+Napi::Value start_measuring(Napi::Env env, std::function<double()> measure) {
+  auto* worker = new MeasureWorker(env, std::move(measure));
+  worker->Queue(); /* frees itself */
+  return worker->promise();
+}
 
 /* measureBandwidth(numThreads, totalBytes, pieceBytes): Promise of bytes per second, 0 when there is not that much
  * memory. */
 Napi::Value bandwidth(const Napi::CallbackInfo& info) {
-  auto* worker = new BandwidthWorker(info.Env(), static_cast<uint32_t>(get_int(info[0], "numThreads", 1, 1024)),
-                                     static_cast<uint64_t>(get_int(info[1], "totalBytes", 1, kMaxBytes)),
-                                     static_cast<uint64_t>(get_int(info[2], "pieceBytes", 1, kMaxBytes)));
-  worker->Queue(); /* frees itself */
-  return worker->promise();
+  const auto num_threads = static_cast<uint32_t>(get_int(info[0], "numThreads", 1, kMaxThreads));
+  const auto total_bytes = static_cast<uint64_t>(get_int(info[1], "totalBytes", 1, kMaxBytes));
+  const auto piece_bytes = static_cast<uint64_t>(get_int(info[2], "pieceBytes", 1, kMaxBytes));
+  return start_measuring(info.Env(), [=] { return measure_bandwidth(num_threads, total_bytes, piece_bytes); });
+}
+
+/* measureDotRate(numThreads, type): Promise of operations per second, 0 when the processor has no such instruction. */
+Napi::Value dot_rate(const Napi::CallbackInfo& info) {
+  const auto num_threads = static_cast<uint32_t>(get_int(info[0], "numThreads", 1, kMaxThreads));
+  const std::string type = get_string(info[1], "type");
+  const DotLoops loops = select_dot_loops(cpu_features());
+  DotLoop loop;
+  if (type == "int8") {
+    loop = loops.int8;
+  } else if (type == "bf16") {
+    loop = loops.bf16;
+  } else if (type == "f32") {
+    loop = loops.f32;
+  } else {
+    throw Napi::TypeError::New(info.Env(), "type must be int8, bf16 or f32, got " + type);
+  }
+  return start_measuring(info.Env(), [=] { return loop == nullptr ? 0.0 : measure_dot_rate(num_threads, loop); });
 }
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
@@ -80,6 +102,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("allocate", Napi::Function::New(env, allocate));
   exports.Set("stepLayout", Napi::Function::New(env, step_layout));
   exports.Set("measureBandwidth", Napi::Function::New(env, bandwidth));
+  exports.Set("measureDotRate", Napi::Function::New(env, dot_rate));
   exports.Set("CpuDevice", DeviceObject::define(env));
   return exports;
 }

@@ -26,6 +26,7 @@ Napi::Function DeviceObject::define(Napi::Env env) {
                          InstanceMethod<&DeviceObject::submit>("submit"),
                          InstanceMethod<&DeviceObject::release>("release"),
                          InstanceMethod<&DeviceObject::dispose>("dispose"),
+                         InstanceMethod<&DeviceObject::experts_chosen>("expertsChosen"),
                      });
 }
 
@@ -140,6 +141,7 @@ void DeviceObject::complete(Napi::Env env) {
   const StepResult result = std::move(result_);
   napi_unref_threadsafe_function(env, completed_);
   Unref();
+  experts_chosen_ += result.experts_chosen;
   if (result.ok) {
     deferred.Resolve(env.Undefined());
     return;
@@ -154,6 +156,10 @@ Napi::Value DeviceObject::release(const Napi::CallbackInfo& info) {
   if (running_.has_value() && running_id_ == id) throw Napi::Error::New(env_, "the program is running");
   programs_.erase(id);
   return info.Env().Undefined();
+}
+
+Napi::Value DeviceObject::experts_chosen(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), static_cast<double>(experts_chosen_));
 }
 
 Napi::Value DeviceObject::dispose(const Napi::CallbackInfo& info) {

@@ -19,6 +19,7 @@ namespace moe {
  *   compile(commands, limits) → { id, numCommands, workspaceBytes }
  *   submit(id, stepBuffer) → Promise<void>; rejected with an Error whose `command` names who failed
  *   release(id), dispose()
+ *   expertsChosen() → different experts that were chosen, added up over layers and steps
  *
  * All members are touched on the JavaScript thread only, except result_, which passes from the executor's thread
  * through the thread-safe function.
@@ -40,6 +41,7 @@ class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
   Napi::Value submit(const Napi::CallbackInfo& info);
   Napi::Value release(const Napi::CallbackInfo& info);
   Napi::Value dispose(const Napi::CallbackInfo& info);
+  Napi::Value experts_chosen(const Napi::CallbackInfo& info);
 
   Entry& entry(const Napi::Value& id);
   /* Ends the threads, waiting for the running step. */
@@ -65,6 +67,7 @@ class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
   Owners step_buffer_;
   const void* step_data_ = nullptr;
   StepResult result_;
+  int64_t experts_chosen_ = 0;
 };
 
 }  // namespace moe

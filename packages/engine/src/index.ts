@@ -17,6 +17,7 @@ export * from './device/step-inputs.js';
 export type * from './device/device.js';
 export { createTypescriptDevice } from './device/typescript-device.js';
 export * from './device/cpu-device.js';
+export * from './device/cpu-rates.js';
 export { createKernelRunner } from './kernel-runner.js';
 // Models
 export * from './model-config.js';

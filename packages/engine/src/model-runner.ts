@@ -71,6 +71,11 @@ export class ModelRunner {
     return this.#steps.reduce((sum, { whole }) => sum + whole.workspaceBytes, 0);
   }
 
+  /** Different experts that routing chose, added up over layers and all steps so far. */
+  get numExpertsChosen(): number {
+    return this.#device.numExpertsChosen;
+  }
+
   /**
    * Runs one step. Reads the batch before its first await; one call at a time. A row without a usable logit has tokenId −1.
    *

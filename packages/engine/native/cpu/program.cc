@@ -234,12 +234,13 @@ StepResult run_program(const Program& program, const uint8_t* step_buffer, Threa
   std::string problem = check_step(step, program.layout.limits, program.use);
   if (!problem.empty()) return {false, "", std::move(problem)};
   uint8_t* workspace = program.workspace == nullptr ? nullptr : program.workspace->data();
-  const OpContext context{pool, kernels, step, workspace, program.workspace_bytes};
+  StepCounters counters;
+  const OpContext context{pool, kernels, step, workspace, program.workspace_bytes, counters};
   for (const Command& command : program.commands) {
     problem = std::visit([&](const auto& op) { return run_operation(op, context); }, command.operation);
     if (!problem.empty()) return {false, command.name, std::move(problem)};
   }
-  return {};
+  return {true, {}, {}, counters.experts_chosen};
 }
 
 }  // namespace moe

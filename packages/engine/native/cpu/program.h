@@ -44,6 +44,8 @@ struct StepResult {
   /* The command that failed; empty when the inputs were at fault. */
   std::string command;
   std::string message;
+  /* Different experts that were chosen, added up over the layers. */
+  int64_t experts_chosen = 0;
 };
 
 class ThreadPool;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu/cpu_features.h"
+#include "cpu/dot_rates.h"
 #include "cpu/isa/kernels.h"
 
 namespace moe::test {
@@ -249,6 +250,15 @@ void test_attend(const Kernels& isa) {
   check(std::isnan(lone.run(isa, 0, 1)[2 + 127]), isa, "attend reads e4m3's NaN");
 }
 
+/* That every loop runs here and counts what it did; how fast is no matter for a test. */
+void test_dot_loops(const DotLoops& loops, const char* name) {
+  for (const DotLoop loop : {loops.int8, loops.bf16, loops.f32}) {
+    if (loop == nullptr || (loop(3) > 0 && 2 * loop(3) == loop(6))) continue;
+    ++failures;
+    std::printf("FAILED %s: a dot loop counts wrongly\n", name);
+  }
+}
+
 }  // namespace
 }  // namespace moe::test
 
@@ -267,6 +277,13 @@ int main() {
     test_matmul(*isa);
     test_attend(*isa);
   }
+  test_dot_loops(portable_dot_loops(), "portable");
+  test_dot_loops(select_dot_loops(features), "the widest");
+#ifdef MOE_X86_64
+  if (&select_kernels(features) == &avx512_kernels()) test_dot_loops(avx2_dot_loops(), "avx2");
+#elif defined(MOE_ARM64)
+  test_dot_loops(neon_dot_loops(), "neon");
+#endif
   std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;
 }

@@ -1,4 +1,4 @@
-import type { CpuFeature } from '@moe-server/core';
+import type { CpuFeature, DotType } from '@moe-server/core';
 import { loadNativeAddon } from '@moe-server/core';
 import type { Command } from './commands.js';
 import type { StepField, StepLimits } from './step-inputs.js';
@@ -12,6 +12,8 @@ export interface CpuAddon {
   readonly stepLayout: (limits: StepLimits) => { readonly byteLength: number; readonly offsets: Record<StepField, number> };
   /** Bytes per second, 0 when there is not that much memory. */
   readonly measureBandwidth: (numThreads: number, totalBytes: number, pieceBytes: number) => Promise<number>;
+  /** Operations per second, 0 when the processor has no instruction for such products. */
+  readonly measureDotRate: (numThreads: number, type: DotType) => Promise<number>;
   readonly CpuDevice: new (numThreads: number, features: readonly CpuFeature[]) => NativeDevice;
 }
 
@@ -25,6 +27,8 @@ export interface NativeDevice {
   ) => { readonly id: number; readonly numCommands: number; readonly workspaceBytes: number };
   readonly submit: (program: number, stepInputs: ArrayBuffer) => Promise<void>;
   readonly release: (program: number) => void;
+  /** Different experts that routing chose, added up over layers and steps. */
+  readonly expertsChosen: () => number;
   readonly dispose: () => void;
 }
 

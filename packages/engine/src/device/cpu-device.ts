@@ -4,7 +4,7 @@ import { availableParallelism } from 'node:os';
 import type { BufferRef, Command, ExpertsCommand, LinearCommand } from './commands.js';
 import type { NativeDevice } from './cpu-addon.js';
 import { loadCpuAddon } from './cpu-addon.js';
-import { availableMemoryBytes } from './cpu-memory.js';
+import { availableMemoryBytes, outOfMemory } from './cpu-memory.js';
 import type { Device, Program } from './device.js';
 import type { StepInputs, StepLayout } from './step-inputs.js';
 import { experts, linear } from './typescript/kernels.js';
@@ -44,23 +44,6 @@ export function cpuDeviceProblem(): string | undefined {
   } catch (thrown) {
     return messageOf(thrown);
   }
-}
-
-/**
- * Memory bandwidth in GB/s (1e9 bytes): random pieces of a buffer, each read in order and shared by the threads, as the weights of
- * chosen experts are. Median of five passes.
- *
- * @throws {MoeError} MOE_DEVICE_MEMORY when there is no room for the buffer.
- */
-export async function measureBandwidth(options: {
-  readonly numThreads: number;
-  readonly totalBytes: number;
-  readonly pieceBytes: number;
-}): Promise<number> {
-  const { numThreads, totalBytes, pieceBytes } = options;
-  const rate = await loadCpuAddon().measureBandwidth(numThreads, totalBytes, pieceBytes);
-  if (rate === 0) throw outOfMemory('measuring bandwidth', totalBytes, undefined);
-  return rate / 1e9;
 }
 
 /** As native code has it. */
@@ -152,6 +135,10 @@ class CpuDevice implements Device {
     }
   };
 
+  get numExpertsChosen(): number {
+    return this.#native.expertsChosen();
+  }
+
   readonly dispose = (): void => {
     this.#native.dispose();
   };
@@ -207,13 +194,4 @@ function isScripted(command: Command): command is LinearCommand | ExpertsCommand
 function codeOf(thrown: unknown): ErrorCode {
   const code = thrown instanceof Error && 'code' in thrown ? String(thrown.code) : '';
   return code in errorCodes ? (code as ErrorCode) : 'MOE_INTERNAL';
-}
-
-function outOfMemory(label: string, byteLength: number, availableBytes: number | undefined): MoeError {
-  const left = availableBytes === undefined ? 'the system refuses' : `${String(availableBytes)} bytes are left`;
-  return new MoeError('MOE_DEVICE_MEMORY', `There is no memory for ${label}: ${String(byteLength)} bytes wanted, ${left}.`, {
-    label,
-    byteLength,
-    availableBytes,
-  });
 }

@@ -30,6 +30,8 @@ export interface Device {
    * @throws {MoeError} MOE_DEVICE_KERNEL with the command's name when a kernel fails.
    */
   readonly submit: (program: Program, inputs: StepInputs) => Promise<void>;
+  /** Different experts that routing chose in a step, added up over layers and all steps so far: the weights of so many were read. */
+  readonly numExpertsChosen: number;
   readonly dispose: () => void;
 }
 

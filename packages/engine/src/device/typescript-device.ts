@@ -30,6 +30,12 @@ class TypescriptDevice implements Device {
     memoryBytes: undefined,
   };
 
+  #numExpertsChosen = 0;
+
+  readonly #countExperts = (count: number): void => {
+    this.#numExpertsChosen += count;
+  };
+
   readonly allocate = (byteLength: number, label: string): BufferRef => {
     try {
       return { buffer: new ArrayBuffer(byteLength), byteOffset: 0, byteLength };
@@ -44,7 +50,7 @@ class TypescriptDevice implements Device {
   };
 
   readonly compile = (commands: readonly Command[], layout: StepLayout): Program => {
-    return new InterpretedProgram(commands.map((command) => bind(command, layout.limits)));
+    return new InterpretedProgram(commands.map((command) => bind(command, layout.limits, this.#countExperts)));
   };
 
   readonly submit = (program: Program, inputs: StepInputs): Promise<void> => {
@@ -55,6 +61,10 @@ class TypescriptDevice implements Device {
       program.run(inputs);
     });
   };
+
+  get numExpertsChosen(): number {
+    return this.#numExpertsChosen;
+  }
 
   readonly dispose = (): void => {
     // Everything it owns is garbage-collected memory.
@@ -82,7 +92,7 @@ class InterpretedProgram implements Program {
   };
 }
 
-function bind(command: Command, limits: StepLimits): Operator {
+function bind(command: Command, limits: StepLimits, countExperts: (count: number) => void): Operator {
   switch (command.op) {
     case 'embed':
       return embed(command, limits);
@@ -99,7 +109,7 @@ function bind(command: Command, limits: StepLimits): Operator {
     case 'attention':
       return attention(command, limits);
     case 'route':
-      return route(command, limits);
+      return route(command, limits, countExperts);
     case 'mapSlots':
       return mapSlots(command, limits);
     case 'experts':

@@ -183,7 +183,8 @@ describeCpuPaths('operators of the CPU device', (createDevice) => {
 
   for (const [title, method] of Object.entries(routingMethods)) {
     it(`routes by ${title}`, async () => {
-      const { expected, actual } = await runOnBoth(createDevice(), limits, (bench) => {
+      const device = createDevice();
+      const { expected, actual } = await runOnBoth(device, limits, (bench) => {
         const random = new Random(11);
         bench.setCounts({ tokens: numTokens });
         const hiddenSize = 70;
@@ -214,6 +215,7 @@ describeCpuPaths('operators of the CPU device', (createDevice) => {
       expect([...intsIn(ids)]).to.deep.equal([...intsIn(expected[0] ?? ids)]);
       expect([...intsIn(slots)]).to.deep.equal([...intsIn(expected[1] ?? slots)]);
       expectClose(floatsIn(weights), floatsIn(expected[2] ?? weights), 3e-6);
+      expect(device.numExpertsChosen).to.equal(new Set(intsIn(ids).subarray(0, 5 * numTokens)).size);
     });
   }
 

@@ -11,6 +11,12 @@
 
 namespace moe {
 
+/* What a step found out about itself. */
+struct StepCounters {
+  /* Different experts that were chosen, added up over the layers: the weights of so many had to be read. */
+  int64_t experts_chosen = 0;
+};
+
 /* What an operator may use besides its command. */
 struct OpContext {
   ThreadPool& pool;
@@ -19,6 +25,8 @@ struct OpContext {
   /* Scratch memory, 64-byte aligned; contents are lost between operators. */
   uint8_t* workspace;
   uint64_t workspace_bytes;
+  /* Written on the thread that runs the step. */
+  StepCounters& counters;
 
   int64_t rows(RowCount count) const { return count == RowCount::kTokens ? step.num_tokens : step.num_logit_rows; }
 };

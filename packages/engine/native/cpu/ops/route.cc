@@ -109,6 +109,18 @@ void choose(const Route& op, const Kernels& kernels, const float* logits, const 
     weights[j] *= method.renormalize ? method.scaling_factor / sum : method.scaling_factor;
 }
 
+/* How many different experts the tokens chose. `seen`: [num_experts], scratch. */
+int64_t count_chosen(const Route& op, int64_t tokens, uint8_t* seen) {
+  std::fill_n(seen, op.num_experts, uint8_t{0});
+  int64_t count = 0;
+  for (int64_t i = 0; i < tokens * op.top_k; i++) {
+    uint8_t& mark = seen[op.topk_ids[i]];
+    count += 1 - mark;
+    mark = 1;
+  }
+  return count;
+}
+
 }  // namespace
 
 /*
@@ -121,6 +133,7 @@ void run(const Route& op, const OpContext& context) {
   float* logits = shared.take<float>(tokens * experts);
   const uint64_t thread_bytes = choice_bytes(op);
   uint8_t* threads = shared.take<uint8_t>(static_cast<int64_t>(thread_bytes * context.pool.num_threads()));
+  uint8_t* seen = shared.take<uint8_t>(experts);
 
   const int64_t expert_tiles = (experts + kExpertTile - 1) / kExpertTile;
   const int64_t token_tiles = (tokens + kMaxQueryRows - 1) / kMaxQueryRows;
@@ -147,12 +160,14 @@ void run(const Route& op, const OpContext& context) {
              op.topk_weights + t * op.top_k);
     }
   });
+  context.counters.experts_chosen += count_chosen(op, tokens, seen);
 }
 
 uint64_t workspace_bytes(const Route& op, const StepLimits& limits, uint32_t num_threads) {
   Scratch count(nullptr);
   count.take<float>(limits.max_num_tokens * op.num_experts);
   count.take<uint8_t>(static_cast<int64_t>(choice_bytes(op) * num_threads));
+  count.take<uint8_t>(op.num_experts);
   return count.used();
 }
 

@@ -7,10 +7,8 @@ import { floatsOf, intsOf, numTokensOf } from './operator.js';
 /** Keeps the sum of sigmoid scores from being zero, as DeepSeek-V3's published code does. */
 const renormalizeEpsilon = 1e-20;
 
-/**
- *
- */
-export function route(command: RouteCommand, limits: StepLimits): Operator {
+/** @param onChosen - told after every run how many different experts its tokens chose. */
+export function route(command: RouteCommand, limits: StepLimits, onChosen: (numExperts: number) => void): Operator {
   const { hiddenSize, numExperts, topK, method } = command;
   const input = floatsOf(command.input, limits.maxNumTokens * hiddenSize, 'The input of route');
   const weight = floatsOf(command.weight, numExperts * hiddenSize, 'The weight of route');
@@ -33,6 +31,7 @@ export function route(command: RouteCommand, limits: StepLimits): Operator {
         topkWeights[t * topK + j] = expertWeight;
       }
     }
+    onChosen(new Set(topkIds.subarray(0, numTokens * topK)).size);
   };
 }
 

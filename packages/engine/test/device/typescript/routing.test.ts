@@ -79,6 +79,7 @@ describe('route and mapSlots on the TypeScript device', () => {
       { op: 'mapSlots', topK: 2, numExperts: 3, topkIds, slots: bench.ints([-1, 0, 1]), topkSlots },
     );
     expect([...intsIn(topkIds)]).to.deep.equal([0, 1, 1, 0]);
+    expect(bench.device.numExpertsChosen).to.equal(2);
     expect([...intsIn(topkSlots)]).to.deep.equal([-1, 0, 0, -1]);
     expect(floatsIn(topkWeights)[0]).to.be.closeTo(1 / (1 + Math.exp(-1)), 1e-6);
   });
