@@ -25,8 +25,8 @@ import { expertsWorkspaceBytes, linearWorkspaceBytes } from './footprint.js';
 import type { CpuScheme } from './formats.js';
 import { formatOf, inputKindOf, isCpuScheme, packedBytes } from './formats.js';
 import type { PackUnit } from './packed-weights.js';
-import { allocateWeights, handleOf, packUnits } from './packed-weights.js';
-import { expertRules, instructionSetOf, linearRules, priorityOf } from './support.js';
+import { allocateWeights, handleOf, maxUnitsInFlight, packUnits } from './packed-weights.js';
+import { cacheRefusal, expertRules, instructionSetOf, linearRules, priorityOf } from './support.js';
 import type { CpuMatrix, MatrixNotes } from './weights.js';
 import { matricesOf, packable, restored } from './weights.js';
 
@@ -48,8 +48,8 @@ export class CpuMoeBackend implements MoeBackend<CpuScheme> {
     const expertBytes = 2 * upBytes + packedBytes(format, hiddenSize, moeIntermediateSize, hasBias);
     return {
       residentBytes: experts.length * expertBytes,
-      // As many experts as packUnits has in flight, in the checkpoint's form, which is not larger than the packed one.
-      preparePeakBytes: Math.min(experts.length, 3) * expertBytes,
+      // As many experts as packUnits has in flight at most, in the checkpoint's form, which is not larger than the packed one.
+      preparePeakBytes: Math.min(experts.length, maxUnitsInFlight) * expertBytes,
       workspaceBytes: (numTokens) =>
         expertsWorkspaceBytes(group, kernelInput(cpuScheme(group.schemes.w13), rule), numTokens, availableParallelism()),
     };
@@ -70,8 +70,8 @@ export class CpuMoeBackend implements MoeBackend<CpuScheme> {
     );
     const units = Array.from({ length: numExperts }, (_, slot): PackUnit => ({
       firstMatrix: 3 * slot,
-      read: async () =>
-        matricesOf(await weights.expert(slot)).map(({ projection, matrix, bias }) => {
+      read: async (into) =>
+        matricesOf(await weights.expert(slot, into)).map(({ projection, matrix, bias }) => {
           const title = `${name}, slot ${slot}, ${projection}`;
           const [rows, columns] = projection === 'down' ? [hiddenSize, moeIntermediateSize] : [moeIntermediateSize, hiddenSize];
           return { name: title, matrix: packable(title, matrix, rows, columns, biasOf(title, hasBias, bias)) };
@@ -121,6 +121,8 @@ export class CpuLinearBackend implements LinearBackend<CpuScheme> {
 
   readonly priority = (linear: LinearSpec, rule: LinearSupportRule<CpuScheme>): number => priorityOf(cpuScheme(linear.scheme), rule);
 
+  readonly refuse = cacheRefusal;
+
   readonly missing = missingAddon;
 
   readonly footprint = (linear: LinearSpec, rule: LinearSupportRule<CpuScheme>): Footprint => {
@@ -149,8 +151,8 @@ export class CpuLinearBackend implements LinearBackend<CpuScheme> {
     );
     const units = modules.map((module, index): PackUnit => ({
       firstMatrix: index,
-      read: async () => {
-        const { matrix, bias } = await weights.module(index);
+      read: async (into) => {
+        const { matrix, bias } = await weights.module(index, into);
         // Modules of one fusion may differ in having a bias: one of zeros adds nothing.
         const added = hasBias ? (bias ?? new Float32Array(module.outFeatures)) : biasOf(module.name, false, bias);
         return [{ name: module.name, matrix: packable(module.name, matrix, module.outFeatures, inFeatures, added) }];

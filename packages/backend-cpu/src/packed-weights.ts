@@ -1,5 +1,5 @@
-import type { PackContext, PackedWeights } from '@moe-server/core';
-import { MoeError, SCHEME, messageOf } from '@moe-server/core';
+import type { DeviceInfo, PackContext, PackedWeights } from '@moe-server/core';
+import { MoeError, ReadBuffer, SCHEME, messageOf } from '@moe-server/core';
 import type { CpuAddon, WeightsExternal } from './addon.js';
 import { layout } from './support.js';
 import type { MatrixNotes, PackableMatrix } from './weights.js';
@@ -12,15 +12,23 @@ export interface CpuHandle {
   readonly notes: readonly MatrixNotes[];
 }
 
-/** One unit of packing: an expert, or a module of a linear. Its buffers live until its promise has settled. */
+/** One unit of packing: an expert, or a module of a linear. */
 export interface PackUnit {
   /** Index of its first matrix. */
   readonly firstMatrix: number;
-  readonly read: () => Promise<readonly { readonly name: string; readonly matrix: PackableMatrix }[]>;
+  /** Reads its matrices, into memory that is not used for another unit before this one is packed. */
+  readonly read: (into: ReadBuffer) => Promise<readonly { readonly name: string; readonly matrix: PackableMatrix }[]>;
 }
 
-/** Units read and packed at the same time: reading one overlaps with packing another, and peak memory is this many units above the packed size. */
-const unitsInFlight = 3;
+/** Peak memory is this many units above the packed size. */
+export const maxUnitsInFlight = 8;
+const minUnitsInFlight = 3;
+
+/** Units that are read and packed at the same time: while one is read, every thread packs another. */
+function unitsInFlight(device: DeviceInfo): number {
+  const numThreads = device.type === 'cpu' ? device.numThreads : 1;
+  return Math.min(Math.max(numThreads + 1, minUnitsInFlight), maxUnitsInFlight);
+}
 
 /**
  * Fills packed weights unit by unit.
@@ -38,10 +46,11 @@ export async function packUnits(
   let next = 0;
   let failed = false;
   const lane = async (): Promise<void> => {
+    const memory = new ReadBuffer();
     for (let unit = units[next++]; unit !== undefined && !failed; unit = units[next++]) {
       context.signal?.throwIfAborted();
       const { firstMatrix, read } = unit;
-      const matrices = await read();
+      const matrices = await read(memory);
       const jobs = matrices.map(({ name, matrix }, i) => {
         notes[firstMatrix + i] = matrix.notes;
         return addon.packMatrix(weights, firstMatrix + i, matrix.source).catch((error: unknown) => {
@@ -52,7 +61,7 @@ export async function packUnits(
       context.onProgress?.(matrices.reduce((sum, { matrix }) => sum + sourceBytes(matrix.source), 0));
     }
   };
-  const lanes = Array.from({ length: unitsInFlight }, () =>
+  const lanes = Array.from({ length: Math.min(unitsInFlight(context.device), units.length) }, () =>
     lane().catch((error: unknown) => {
       failed = true;
       throw error;

@@ -1,4 +1,5 @@
 import type { Arithmetic } from './arithmetic.js';
+import type { ReadBuffer } from './checkpoint/read-buffer.js';
 import type { CpuFeature, DeviceInfo } from './device-info.js';
 import type { ExpertGroupSpec, LinearSpec, RoutingMethod } from './layer-spec.js';
 import type { SCHEME, SchemeKey, SchemeRegistry } from './quant/quant-scheme.js';
@@ -182,14 +183,22 @@ export interface ExpertMatrices<S extends SchemeKey = SchemeKey> {
 /** Lazy access to a group's experts, already sliced for the rank. */
 export interface ExpertWeights<S extends SchemeKey = SchemeKey> {
   readonly numExperts: number;
-  /** Reads one expert from disk. `slot` counts within the group. The buffers belong to the caller. */
-  readonly expert: (slot: number) => Promise<ExpertMatrices<S>>;
+  /**
+   * Reads one expert from disk. `slot` counts within the group.
+   *
+   * @param into - memory that is used for every read: the matrices lie in it, valid until the next read into it. Left out = the buffers belong to the
+   *   caller.
+   */
+  readonly expert: (slot: number, into?: ReadBuffer) => Promise<ExpertMatrices<S>>;
 }
 
 export interface LinearWeights<S extends SchemeKey = SchemeKey> {
   readonly numModules: number;
-  /** Reads one of the fused modules. */
-  readonly module: (index: number) => Promise<{ readonly matrix: SchemeRegistry[S]; readonly bias: Float32Array | undefined }>;
+  /** Reads one of the fused modules. @param into - as in {@link ExpertWeights.expert}. */
+  readonly module: (
+    index: number,
+    into?: ReadBuffer,
+  ) => Promise<{ readonly matrix: SchemeRegistry[S]; readonly bias: Float32Array | undefined }>;
 }
 
 export interface PackContext {

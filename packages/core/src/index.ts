@@ -7,6 +7,7 @@ export * from './arithmetic.js';
 // Devices and layers, as the oracle sees them
 export * from './device-info.js';
 export * from './device-profiles.js';
+export * from './kv-cache.js';
 export * from './layer-spec.js';
 // The contract
 export * from './backend.js';
@@ -36,10 +37,10 @@ export * from './checkpoint/config-reader.js';
 export * from './checkpoint/describe-model.js';
 export { openExpertWeights } from './checkpoint/expert-weights.js';
 export { checkFiniteWeights } from './checkpoint/finite-weights.js';
+export { ReadBuffer } from './checkpoint/read-buffer.js';
 export * from './checkpoint/kv-scales.js';
 export { openLinearWeights } from './checkpoint/linear-weights.js';
 export type { TensorInfo } from './checkpoint/safetensors.js';
-export type { KvCacheScheme } from './checkpoint/quantization/quantization-config.js';
 // The oracle: which kernel serves which layer, and why
 export * from './oracle/plan-types.js';
 export type { Preference, PreferenceScope, PreferenceSource } from './oracle/preferences.js';

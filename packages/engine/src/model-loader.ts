@@ -122,16 +122,15 @@ class CheckpointWeights implements WeightSource {
 
   readonly table = async (name: string, rows: number, columns: number): Promise<BufferRef> => {
     const { checkpoint } = this.#options;
-    const { dtype } = this.#checkShape(name, [rows, columns]);
+    const info = this.#checkShape(name, [rows, columns]);
     const ref = this.#allocate(2 * rows * columns, name);
-    const patterns = new Uint16Array(ref.buffer, ref.byteOffset, rows * columns);
-    if (dtype !== 'bf16') {
-      patterns.set(float32ToBf16(await checkpoint.readFloat32(name)));
+    if (info.dtype !== 'bf16') {
+      new Uint16Array(ref.buffer, ref.byteOffset, rows * columns).set(float32ToBf16(await checkpoint.readFloat32(name)));
     } else {
       for (let row = 0; row < rows; row += tableRowsPerRead) {
-        const bytes = await checkpoint.readRows(name, row, Math.min(tableRowsPerRead, rows - row));
-        checkFiniteWeights(checkpoint.tensor(name), bytes, row * columns);
-        patterns.set(new Uint16Array(bytes.buffer), row * columns);
+        const numRows = Math.min(tableRowsPerRead, rows - row);
+        const place = new Uint8Array(ref.buffer, ref.byteOffset + 2 * row * columns, 2 * numRows * columns);
+        checkFiniteWeights(info, await checkpoint.readRows(name, row, numRows, place), row * columns);
       }
     }
     this.#progress(name, bytesOfTensor(checkpoint, name));

@@ -1,9 +1,11 @@
+import { bitsOf } from '../dtype.js';
 import { MoeError } from '../errors.js';
 import { bf16ToFloat32 } from '../quant/bf16.js';
 import { f16ToFloat32 } from '../quant/f16.js';
 import { checkFiniteWeights } from './finite-weights.js';
 import { isRecord } from './json-scan.js';
 import { checkIsFolder, configFile, findWeightFiles, indexFile, readJson } from './model-folder.js';
+import { ReadBuffer } from './read-buffer.js';
 import type { TensorInfo } from './safetensors.js';
 import { readSafetensorsHeader, safetensorsDtypeName } from './safetensors.js';
 import { ShardFile } from './shard-file.js';
@@ -120,10 +122,13 @@ export class Checkpoint {
   }
 
   /**
-   * Several tensors at once, in the order of `names`; as {@link read} for each, but neighbours in a file share a system call. A checkpoint
-   * with every expert apart has more than 10^5 tensors, most of them scalars that lie side by side.
+   * Several tensors at once, in the order of `names`. Neighbours in a file share a system call and a buffer: a checkpoint with every expert
+   * apart has more than 10^5 tensors, most of them scalars that lie side by side. Each result is aligned for its element type.
+   *
+   * @param into - memory to read into; left out = memory of the caller's own.
+   * @throws {MoeError} as {@link read}.
    */
-  async readMany(names: readonly string[]): Promise<Uint8Array<ArrayBuffer>[]> {
+  async readMany(names: readonly string[], into = new ReadBuffer()): Promise<Uint8Array<ArrayBuffer>[]> {
     const wanted = names.map((name, position) => ({ position, info: this.tensor(name) }));
     wanted.sort((a, b) => (a.info.file === b.info.file ? a.info.begin - b.info.begin : a.info.file < b.info.file ? -1 : 1));
     const out = new Array<Uint8Array<ArrayBuffer>>(names.length);
@@ -136,17 +141,27 @@ export class Checkpoint {
         if (info.file !== file || info.begin > end + maxGapBytes) break;
         end = Math.max(end, info.end);
       }
-      const bytes = await this.#shard(file).read(begin, end - begin);
+      const bytes = await this.#shard(file).read(begin, end - begin, into.take(end - begin, begin));
       for (const { position, info } of wanted.slice(first, next)) {
-        out[position] = next - first === 1 ? bytes : bytes.slice(info.begin - begin, info.end - begin);
+        const part = bytes.subarray(info.begin - begin, info.end - begin);
+        out[position] = part.byteOffset % Math.ceil(bitsOf(info.dtype) / 8) === 0 ? part : part.slice();
       }
       first = next;
     }
     return out;
   }
 
-  /** Rows firstRow .. firstRow + numRows − 1 along the first dimension; as {@link read}. */
-  async readRows(name: string, firstRow: number, numRows: number): Promise<Uint8Array<ArrayBuffer>> {
+  /**
+   * Rows firstRow .. firstRow + numRows − 1 along the first dimension; as {@link read}.
+   *
+   * @param into - where to: memory to take from, or a place of the rows' size. Left out = memory of the caller's own.
+   */
+  async readRows(
+    name: string,
+    firstRow: number,
+    numRows: number,
+    into?: ReadBuffer | Uint8Array<ArrayBuffer>,
+  ): Promise<Uint8Array<ArrayBuffer>> {
     const { file, begin, end, shape } = this.tensor(name);
     const rows = shape[0] ?? 0;
     if (!Number.isInteger(firstRow) || !Number.isInteger(numRows) || firstRow < 0 || numRows < 0 || firstRow + numRows > rows) {
@@ -157,7 +172,8 @@ export class Checkpoint {
       );
     }
     const rowBytes = rows === 0 ? 0 : (end - begin) / rows;
-    return this.#shard(file).read(begin + firstRow * rowBytes, numRows * rowBytes);
+    const length = numRows * rowBytes;
+    return this.#shard(file).read(begin + firstRow * rowBytes, length, into instanceof ReadBuffer ? into.take(length) : into);
   }
 
   /**

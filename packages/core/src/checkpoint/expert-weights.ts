@@ -10,7 +10,8 @@ import type { ExpertStorage, StackedExperts } from './expert-storage.js';
 import { expertsModule, findExpertStorage, locateStackedExperts } from './expert-storage.js';
 import { checkFiniteWeights } from './finite-weights.js';
 import { locateModule } from './module-tensors.js';
-import { checkE8m0Scales, readMatrices } from './read-matrix.js';
+import { ReadBuffer } from './read-buffer.js';
+import { checkE8m0Scales, readMatrices, uint16Of } from './read-matrix.js';
 import type { TensorInfo } from './safetensors.js';
 
 /**
@@ -40,11 +41,11 @@ export function openExpertWeights(checkpoint: Checkpoint, group: ExpertGroupSpec
   if (storage.type === 'per-expert') {
     return {
       numExperts,
-      expert: async (slot) => readSeparate(checkpoint, group, `${base}.${String(expertAt(slot))}`, storage.projections),
+      expert: async (slot, into) => readSeparate(checkpoint, group, `${base}.${String(expertAt(slot))}`, storage.projections, into),
     };
   }
   const stacked = locateStackedExperts(checkpoint, base, storage, group);
-  return { numExperts, expert: async (slot) => readStacked(checkpoint, group, storage, stacked, expertAt(slot)) };
+  return { numExperts, expert: async (slot, into) => readStacked(checkpoint, group, storage, stacked, expertAt(slot), into) };
 }
 
 /** @throws {MoeError} MOE_UNSUPPORTED_PARALLEL unless the layer is whole. */
@@ -62,12 +63,15 @@ async function readSeparate(
   { schemes, hiddenSize: h, moeIntermediateSize: i }: ExpertGroupSpec,
   module: string,
   names: { readonly gate: string; readonly up: string; readonly down: string },
+  into: ReadBuffer | undefined,
 ): Promise<ExpertMatrices> {
-  const [gate, up, down] = await readMatrices(checkpoint, [
+  into?.clear();
+  const located = [
     locateModule(checkpoint, `${module}.${names.gate}`, schemes.w13, i, h),
     locateModule(checkpoint, `${module}.${names.up}`, schemes.w13, i, h),
     locateModule(checkpoint, `${module}.${names.down}`, schemes.w2, h, i),
-  ]);
+  ];
+  const [gate, up, down] = await readMatrices(checkpoint, located, into);
   return { gate, up, down } as ExpertMatrices;
 }
 
@@ -77,8 +81,10 @@ async function readStacked(
   storage: ExpertStorage,
   stacked: StackedExperts,
   expert: number,
+  into = new ReadBuffer(),
 ): Promise<ExpertMatrices> {
-  const bytesOf = async (info: TensorInfo): Promise<Uint8Array<ArrayBuffer>> => checkpoint.readRows(info.name, expert, 1);
+  into.clear();
+  const bytesOf = async (info: TensorInfo): Promise<Uint8Array<ArrayBuffer>> => checkpoint.readRows(info.name, expert, 1, into);
   if (storage.type === 'gpt-oss-blocks') {
     const { gateUpScales, downScales } = stacked as Required<StackedExperts>;
     const [gateUp, gateUpScaleBytes, down, downScaleBytes] = await Promise.all([
@@ -97,8 +103,8 @@ async function readStacked(
       blockScales,
     });
     return {
-      gate: mxfp4(i, h, everySecondRow(gateUp, 0, i), everySecondRow(gateUpScaleBytes, 0, i)),
-      up: mxfp4(i, h, everySecondRow(gateUp, 1, i), everySecondRow(gateUpScaleBytes, 1, i)),
+      gate: mxfp4(i, h, everySecondRow(gateUp, 0, i, into), everySecondRow(gateUpScaleBytes, 0, i, into)),
+      up: mxfp4(i, h, everySecondRow(gateUp, 1, i, into), everySecondRow(gateUpScaleBytes, 1, i, into)),
       down: mxfp4(h, i, down, downScaleBytes),
       bias: await readBiases(stacked as Required<StackedExperts>, bytesOf),
     };
@@ -106,12 +112,12 @@ async function readStacked(
   const [gateUpBytes, downBytes] = await Promise.all([bytesOf(stacked.gateUp), bytesOf(stacked.down)]);
   checkFiniteWeights(stacked.gateUp, gateUpBytes, expert * 2 * i * h);
   checkFiniteWeights(stacked.down, downBytes, expert * i * h);
-  const gateUp = new Uint16Array(gateUpBytes.buffer);
-  const down = new Uint16Array(downBytes.buffer);
+  const gateUp = uint16Of(gateUpBytes);
+  const down = uint16Of(downBytes);
   const plain = (rows: number, columns: number, values: Uint16Array): SchemeRegistry[SchemeKey] =>
     ({ [SCHEME]: stacked.scheme, rows, columns, values }) as SchemeRegistry['bf16' | 'f16'];
   if (storage.type === 'fused') {
-    return { gate: plain(i, h, gateUp.slice(0, i * h)), up: plain(i, h, gateUp.slice(i * h)), down: plain(h, i, down) };
+    return { gate: plain(i, h, gateUp.subarray(0, i * h)), up: plain(i, h, gateUp.subarray(i * h)), down: plain(h, i, down) };
   }
   return {
     gate: plain(i, h, transpose(gateUp, h, 2 * i, 0, 2)),
@@ -122,9 +128,9 @@ async function readStacked(
 }
 
 /** Rows `first`, `first` + 2, … of a matrix with 2·numRows rows. */
-function everySecondRow(bytes: Uint8Array, first: number, numRows: number): Uint8Array {
+function everySecondRow(bytes: Uint8Array, first: number, numRows: number, into: ReadBuffer): Uint8Array {
   const rowBytes = bytes.length / (2 * numRows);
-  const out = new Uint8Array(numRows * rowBytes);
+  const out = into.take(numRows * rowBytes);
   for (let row = 0; row < numRows; row++) {
     const begin = (2 * row + first) * rowBytes;
     out.set(bytes.subarray(begin, begin + rowBytes), row * rowBytes);
@@ -154,7 +160,7 @@ async function readBiases(
 
 /** Values of a bias, which may be stored in any of the three float types. */
 export function biasValues(info: TensorInfo, bytes: Uint8Array<ArrayBuffer>): Float32Array {
-  if (info.dtype === 'f32') return new Float32Array(bytes.buffer);
-  const patterns = new Uint16Array(bytes.buffer);
+  if (info.dtype === 'f32') return new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4);
+  const patterns = uint16Of(bytes);
   return info.dtype === 'f16' ? f16ToFloat32(patterns) : bf16ToFloat32(patterns);
 }

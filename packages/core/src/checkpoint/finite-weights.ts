@@ -1,5 +1,6 @@
 import type { DType } from '../dtype.js';
 import { bytesOf } from '../dtype.js';
+import { wordView } from '../quant/word-view.js';
 import { tensorError } from './module-tensors.js';
 import type { TensorInfo } from './safetensors.js';
 
@@ -18,7 +19,7 @@ const patterns: Partial<Record<DType, { readonly magnitude: number; readonly car
  * Refuses weights that are NaN or infinite: one of them turns every answer into noise or NaN. Sixteen bytes at a time, so that a load does
  * not feel it. Types without such values pass.
  *
- * @param bytes - the tensor or a part of it, from byte 0 of its ArrayBuffer.
+ * @param bytes - the tensor or a part of it, aligned for its element type.
  * @param indexOfFirst - index within the tensor of the first element of `bytes`, for the message.
  * @throws {MoeError} MOE_CHECKPOINT_TENSOR naming tensor and index.
  */
@@ -27,7 +28,8 @@ export function checkFiniteWeights(info: TensorInfo, bytes: Uint8Array<ArrayBuff
   if (pattern === undefined) return;
   const { magnitude, carry } = pattern;
   const signs = ~magnitude;
-  const words = new Int32Array(bytes.buffer, 0, (bytes.length >> 4) * 4);
+  const { head, words } = wordView(bytes, 4);
+  checkEach(info, 0, head, bytes, indexOfFirst);
   let found = 0;
   // Four words are looked at together; "| 0" keeps the sums 32-bit integers.
   for (let i = 0; i < words.length && found === 0; i += 4) {
@@ -37,13 +39,13 @@ export function checkFiniteWeights(info: TensorInfo, bytes: Uint8Array<ArrayBuff
     const d = ((words[i + 3]! & magnitude) + carry) | 0;
     found = (a | b | c | d) & signs;
   }
-  checkEach(info, found === 0 ? words.length * 4 : 0, bytes, indexOfFirst);
+  checkEach(info, found === 0 ? head + words.length * 4 : head, bytes.length, bytes, indexOfFirst);
 }
 
-/** Element by element from byte `begin` on. */
-function checkEach(info: TensorInfo, begin: number, bytes: Uint8Array<ArrayBuffer>, indexOfFirst: number): void {
+/** Element by element from byte `begin` to byte `end`. */
+function checkEach(info: TensorInfo, begin: number, end: number, bytes: Uint8Array<ArrayBuffer>, indexOfFirst: number): void {
   const size = bytesOf(info.dtype);
-  for (let at = begin; at < bytes.length; at += size) {
+  for (let at = begin; at < end; at += size) {
     if (!isNotFinite(info.dtype, bytes, at)) continue;
     const index = indexOfFirst + at / size;
     throw tensorError(info, `element ${String(index)} is NaN or infinite; weights must be numbers. Download the checkpoint again`, {

@@ -17,7 +17,8 @@ export function openLinearWeights(checkpoint: Checkpoint, linear: LinearSpec): L
   requireSingleRank(linear.name, linear.parallel);
   return {
     numModules: linear.modules.length,
-    module: async (index) => {
+    module: async (index, into) => {
+      into?.clear();
       const module = linear.modules[index];
       if (module === undefined) {
         throw new MoeError(
@@ -27,7 +28,7 @@ export function openLinearWeights(checkpoint: Checkpoint, linear: LinearSpec): L
         );
       }
       const located = locateModule(checkpoint, module.name, linear.scheme, module.outFeatures, linear.inFeatures);
-      const [matrix] = await readMatrices(checkpoint, [located]);
+      const [matrix] = await readMatrices(checkpoint, [located], into);
       const bias = linear.hasBias ? await readBias(checkpoint, module.name, module.outFeatures) : undefined;
       return { matrix: matrix!, bias };
     },

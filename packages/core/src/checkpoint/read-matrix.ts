@@ -8,6 +8,7 @@ import type { Checkpoint } from './checkpoint.js';
 import { checkFiniteWeights } from './finite-weights.js';
 import type { ModuleTensors } from './module-tensors.js';
 import { tensorError, tensorsOf } from './module-tensors.js';
+import type { ReadBuffer } from './read-buffer.js';
 import type { TensorInfo } from './safetensors.js';
 
 type Bytes = Uint8Array<ArrayBuffer>;
@@ -15,12 +16,17 @@ type Bytes = Uint8Array<ArrayBuffer>;
 /**
  * Reads located modules, their tensors in as few system calls as their places allow.
  *
+ * @param into - memory to read into; left out = memory of the caller's own.
  * @throws {MoeError} MOE_CHECKPOINT_READ; MOE_CHECKPOINT_TENSOR for weights that are NaN or infinite, and for scales that are NaN, infinite, zero
  *   or negative, naming tensor and index.
  */
-export async function readMatrices(checkpoint: Checkpoint, modules: readonly ModuleTensors[]): Promise<SchemeRegistry[SchemeKey][]> {
+export async function readMatrices(
+  checkpoint: Checkpoint,
+  modules: readonly ModuleTensors[],
+  into?: ReadBuffer,
+): Promise<SchemeRegistry[SchemeKey][]> {
   const names = modules.flatMap((module) => tensorsOf(module).map(({ name }) => name));
-  const buffers = await checkpoint.readMany(names);
+  const buffers = await checkpoint.readMany(names, into);
   const bytesOf = new Map(names.map((name, i) => [name, buffers[i] as Bytes]));
   return modules.map((module) => assemble(module, (info) => bytesOf.get(info.name)!));
 }
@@ -33,7 +39,7 @@ function assemble(module: ModuleTensors, bytesOf: (info: TensorInfo) => Bytes): 
   switch (module.scheme) {
     case 'bf16':
     case 'f16':
-      return { [SCHEME]: module.scheme, rows, columns, values: new Uint16Array(codes.buffer) };
+      return { [SCHEME]: module.scheme, rows, columns, values: uint16Of(codes) };
     case 'nvfp4.w4a4':
     case 'nvfp4.w4a16': {
       const input = inputScale === undefined ? undefined : readScalar(inputScale, bytesOf(inputScale));
@@ -98,14 +104,19 @@ function readScales(info: TensorInfo, bytes: Bytes): Float32Array {
 function toFloat32(info: TensorInfo, bytes: Bytes): Float32Array {
   switch (info.dtype) {
     case 'bf16':
-      return bf16ToFloat32(new Uint16Array(bytes.buffer));
+      return bf16ToFloat32(uint16Of(bytes));
     case 'f16':
-      return f16ToFloat32(new Uint16Array(bytes.buffer));
+      return f16ToFloat32(uint16Of(bytes));
     case 'f8e8m0':
       return Float32Array.from(bytes, (byte) => e8m0Values[byte]!);
     default:
-      return new Float32Array(bytes.buffer);
+      return new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4);
   }
+}
+
+/** The same memory as elements of two bytes. */
+export function uint16Of({ buffer, byteOffset, byteLength }: Bytes): Uint16Array {
+  return new Uint16Array(buffer, byteOffset, byteLength / 2);
 }
 
 /** Zero is allowed here: a block of zeros may have it, and decodes to zeros. */

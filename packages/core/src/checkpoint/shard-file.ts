@@ -42,10 +42,10 @@ export class ShardFile {
   /**
    * Reads `length` bytes at `offset`. The buffer belongs to the caller and starts at byte 0 of its ArrayBuffer.
    *
+   * @param bytes - where to; of `length` bytes.
    * @throws {MoeError} MOE_CHECKPOINT_READ when the file ends early (it changed after it was opened) or the read fails.
    */
-  async read(offset: number, length: number): Promise<Uint8Array<ArrayBuffer>> {
-    const bytes = new Uint8Array(length);
+  async read(offset: number, length: number, bytes = new Uint8Array(length)): Promise<Uint8Array<ArrayBuffer>> {
     let done = 0;
     while (done < length) {
       let bytesRead: number;

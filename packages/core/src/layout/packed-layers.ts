@@ -1,4 +1,5 @@
 import type { ExpertMatrices, ExpertWeights, LinearWeights, PackContext, PackedWeights } from '../backend.js';
+import { ReadBuffer } from '../checkpoint/read-buffer.js';
 import { MoeError } from '../errors.js';
 import type { ExpertGroupSpec, LinearSpec } from '../layer-spec.js';
 import { SCHEME } from '../quant/quant-scheme.js';
@@ -53,9 +54,10 @@ export async function packExperts(
     w2: new MatrixStack(w2, stackedRows(layout)),
   }));
   const bytes = expertSourceBytes(group);
+  const memory = new ReadBuffer();
   for (let slot = 0; slot < weights.numExperts; slot++) {
     signal?.throwIfAborted();
-    const { gate, up, down, bias } = await weights.expert(slot);
+    const { gate, up, down, bias } = await weights.expert(slot, memory);
     const title = `${group.name}, slot ${slot}`;
     stacks.w13.put(`${title}, gate`, slot, 0, gate, bias?.gate);
     stacks.w13.put(`${title}, up`, slot, 1, up, bias?.up);

@@ -16,6 +16,7 @@ import type {
   PackedWeights,
   SupportRule,
 } from '../backend.js';
+import type { ReadBuffer } from '../checkpoint/read-buffer.js';
 import { MoeError } from '../errors.js';
 import type { ExpertGroupSpec, LayerSpec, LinearSpec } from '../layer-spec.js';
 import { SCHEME, type SchemeKey, type SchemeRegistry } from '../quant/quant-scheme.js';
@@ -37,7 +38,7 @@ export type ReadModule = Awaited<ReturnType<LinearWeights['module']>>;
 /**
  * The experts of a group. The widest type stands for the schemes that only the run time knows.
  *
- * @param onRead - sees every expert before the backend does, which then owns its buffers.
+ * @param onRead - sees every expert before the backend does, and copies what it keeps: the buffers are the backend's.
  */
 export function narrowExperts(
   group: ExpertGroupSpec,
@@ -65,8 +66,8 @@ export function narrowExperts(
       }
       const checked = {
         numExperts: weights.numExperts,
-        expert: async (slot: number) => {
-          const expert = await weights.expert(slot);
+        expert: async (slot: number, into?: ReadBuffer) => {
+          const expert = await weights.expert(slot, into);
           checkExpert(expert, slot, erased.name, id);
           onRead(slot, expert);
           return expert;
@@ -112,8 +113,8 @@ export function narrowLinear(
       }
       const checked = {
         numModules: weights.numModules,
-        module: async (index: number) => {
-          const module = await weights.module(index);
+        module: async (index: number, into?: ReadBuffer) => {
+          const module = await weights.module(index, into);
           checkModule(module.matrix, index, erased.name, id);
           biases[index] = module.bias?.slice();
           onRead(index, module);

@@ -2,6 +2,7 @@ import { expect } from 'chai';
 import { describeModel } from '../../src/checkpoint/describe-model.js';
 import { openExpertWeights } from '../../src/checkpoint/expert-weights.js';
 import { openLinearWeights } from '../../src/checkpoint/linear-weights.js';
+import { ReadBuffer } from '../../src/checkpoint/read-buffer.js';
 import type { MoeError } from '../../src/errors.js';
 import { bf16ToFloat32 } from '../../src/quant/bf16.js';
 import { decodeWeights } from '../../src/quant/decode-weights.js';
@@ -205,6 +206,20 @@ describe('openExpertWeights', () => {
       expect(bias?.down).to.deep.equal(valuesOf(tensors[`${experts}.down_proj_bias`] ?? expect.fail()).slice(h));
     });
   });
+
+  const gptOss = (): ReturnType<typeof model> => tinyGptOss();
+  for (const [name, make] of Object.entries({ nvfp4, fp8, channel, block, mxfp4, bf16: () => tinyQwen3Moe(), gptOss })) {
+    it(`reads the same ${name} experts into memory that serves again`, () =>
+      withCheckpoint(make(), async (checkpoint) => {
+        const [group] = describeModel(checkpoint).groups;
+        const weights = openExpertWeights(checkpoint, group ?? expect.fail());
+        const memory = new ReadBuffer();
+        for (const slot of [0, 1, 0, 1]) {
+          expect(await weights.expert(slot, memory)).to.deep.equal(await weights.expert(slot));
+        }
+        expect(memory.byteLength).to.be.above(0);
+      }));
+  }
 
   it('refuses a slot that the group does not have, and placements on several ranks', () =>
     withCheckpoint(tinyQwen3Moe(), async (checkpoint) => {

@@ -22,9 +22,11 @@ describe('checkFiniteWeights', () => {
       const specials = [0xff, 0x7f, 0x80, 0x7c, 0xfc];
       const byte = fc.oneof(fc.nat(255), fc.constantFrom(...specials));
       fc.assert(
-        fc.property(fc.array(byte, { maxLength: 80 }), (values) => {
-          const bytes = Uint8Array.from(values.slice(0, values.length - (values.length % size)));
-          const elements = size === 1 ? [...bytes] : [...new Uint16Array(bytes.buffer)];
+        fc.property(fc.array(byte, { maxLength: 80 }), fc.nat(7), (values, place) => {
+          const aligned = Uint8Array.from(values.slice(0, values.length - (values.length % size)));
+          const bytes = new Uint8Array(new ArrayBuffer(100), place - (place % size), aligned.length);
+          bytes.set(aligned);
+          const elements = size === 1 ? [...aligned] : [...new Uint16Array(aligned.buffer)];
           const expected = elements.findIndex((pattern) => !Number.isFinite(decode(pattern)));
           const check = (): void => {
             checkFiniteWeights(info(dtype), bytes, 100);

@@ -57,5 +57,14 @@ describe('e4m3', () => {
     expect(findInvalidE4m3Scale(Uint8Array.of(1, 0x7f))).to.equal(1);
     expect(findInvalidE4m3Scale(Uint8Array.of(0x81, 1))).to.equal(0);
     expect(findInvalidE4m3Scale(Uint8Array.of(1, 2, 0xff))).to.equal(2);
+    const byte = fc.oneof({ weight: 30, arbitrary: fc.nat(0x7e) }, fc.constantFrom(0x7f, 0x80, 0x81, 0xff));
+    fc.assert(
+      fc.property(fc.array(byte, { maxLength: 70 }), fc.nat(7), (values, place) => {
+        const bytes = new Uint8Array(new ArrayBuffer(80), place, values.length);
+        bytes.set(values);
+        expect(findInvalidE4m3Scale(bytes)).to.equal(values.findIndex((value) => value === 0x7f || value > 0x80));
+      }),
+      { seed: 3, numRuns: 1000 },
+    );
   });
 });
