@@ -1,6 +1,6 @@
 import { basename } from 'node:path';
 import { isMoeError } from '@moe-server/core';
-import type { CpuFeature } from '@moe-server/core';
+import type { CpuFeature, NumericsChoice } from '@moe-server/core';
 import { supportedArchitectures } from '@moe-server/engine';
 import { fixtureFolders, relativeL2 } from '@moe-server/test-kit';
 import { expect } from 'chai';
@@ -20,11 +20,13 @@ interface Setting {
   readonly title: string;
   readonly device: DeviceName;
   readonly features?: readonly CpuFeature[];
+  /** Default wider, which lets a processor round inputs to bf16 where it multiplies those faster. */
+  readonly numerics?: NumericsChoice;
   readonly mode: Mode;
   /** Prompts that are decoded; the TypeScript device is slow. */
   readonly decoded: readonly string[];
   /**
-   * `where-sure`: steps whose margin is within the tolerance may differ. Experts that round inputs to bf16 tip an FP8 number of the cache now
+   * `where-sure`: steps whose margin is within the tolerance may differ. Inputs that are rounded to bf16 tip an FP8 number of the cache now
    * and then, and with it a close choice.
    */
   readonly tokens: 'equal' | 'where-sure';
@@ -35,10 +37,18 @@ const settings: readonly Setting[] = [
   { title: 'TypeScript device', device: 'typescript', mode: 'weight_only_kv', decoded: ['p7'], tokens: 'equal' },
   { title: 'CPU device', device: 'cpu', mode: 'weight_only', decoded: allPrompts, tokens: 'equal' },
   { title: 'CPU device', device: 'cpu', mode: 'weight_only_kv', decoded: allPrompts, tokens: 'where-sure' },
+  {
+    title: 'CPU device with float32 inputs',
+    device: 'cpu',
+    numerics: 'float32',
+    mode: 'weight_only_kv',
+    decoded: allPrompts,
+    tokens: 'equal',
+  },
   { title: 'CPU device without extensions', device: 'cpu', features: [], mode: 'weight_only_kv', decoded: allPrompts, tokens: 'equal' },
 ];
 
-for (const { title, device, features, mode, decoded, tokens } of settings) {
+for (const { title, device, features, numerics = 'wider', mode, decoded, tokens } of settings) {
   describe(`reference checkpoints on the ${title}, ${mode}`, function () {
     this.timeout(120_000);
     for (const fixture of supported.filter((candidate) => candidate.has(mode))) {
@@ -49,7 +59,7 @@ for (const { title, device, features, mode, decoded, tokens } of settings) {
         before(async () => {
           const kvCacheDType = mode === 'weight_only_kv' ? 'fp8' : 'bf16';
           const chosen = features === undefined ? {} : { features };
-          model = await RunningModel.open(fixture.folder, { device, ...chosen, numerics: 'wider', kvCacheDType, wrapDevice: tap.wrap });
+          model = await RunningModel.open(fixture.folder, { device, ...chosen, numerics, kvCacheDType, wrapDevice: tap.wrap });
         });
 
         after(() => {

@@ -1,17 +1,8 @@
 import { Checkpoint, createPluginHost, describeModel, deviceProfile, loadPlugin, planWith } from '@moe-server/core';
-import type { CpuFeature, ModelDescription, NumericsChoice, Plan, PluginHost } from '@moe-server/core';
+import type { CpuFeature, KvCacheChoice, ModelDescription, NumericsChoice, Plan, PluginHost } from '@moe-server/core';
 import { referencePlugin } from '@moe-server/core/conformance';
-import type { BatchSequence, Device, KvCacheChoice, LogitRow, ModelConfig, RowOutput, StepLimits } from '@moe-server/engine';
-import {
-  KvCache,
-  ModelRunner,
-  createCpuDevice,
-  createTypescriptDevice,
-  kvBlockSize,
-  loadModel,
-  readModelConfig,
-  resolveKvCacheDType,
-} from '@moe-server/engine';
+import type { BatchSequence, Device, LogitRow, ModelConfig, RowOutput, StepLimits } from '@moe-server/engine';
+import { KvCache, ModelRunner, createCpuDevice, createTypescriptDevice, kvBlockSize, loadModel, readModelConfig } from '@moe-server/engine';
 import { loadPlugins } from 'moe-server';
 
 export type DeviceName = 'typescript' | 'cpu';
@@ -60,7 +51,7 @@ export class RunningModel {
 
   static async #load(checkpoint: Checkpoint, options: RunningModelOptions): Promise<RunningModel> {
     const config = await readModelConfig(checkpoint);
-    const description = describeModel(checkpoint);
+    const description = describeModel(checkpoint, { kvCache: options.kvCacheDType ?? 'bf16' });
     const { simulate } = options;
     const host = simulate === undefined ? await hostFor(options.device) : (await loadPlugins({ plugins: false })).host;
     const plain =
@@ -89,7 +80,7 @@ export class RunningModel {
       simulate: simulate !== undefined,
     });
     const { numLayers, numKvHeads, headDim } = config;
-    const dtype = resolveKvCacheDType(options.kvCacheDType ?? 'bf16', description.kvCacheScheme);
+    const dtype = description.kvCacheDType;
     const cache = KvCache.allocate(device, { dtype, numLayers, numKvHeads, headDim, blockSize: kvBlockSize }, numBlocks, loaded.kvScales);
     const runner = new ModelRunner({ device, model: loaded.model, cache, limits });
     return new RunningModel(config, plan, description, runner, () => {

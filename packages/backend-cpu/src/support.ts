@@ -1,4 +1,12 @@
-import type { ActivationSupport, Arithmetic, CpuFeature, ExpertSupportRule, LinearSupportRule } from '@moe-server/core';
+import type {
+  ActivationSupport,
+  Arithmetic,
+  CpuFeature,
+  ExpertSupportRule,
+  LinearSpec,
+  LinearSupportRule,
+  Refusal,
+} from '@moe-server/core';
 import { deriveNumerics, schemeInfo } from '@moe-server/core';
 import type { InstructionSet } from './addon.js';
 import type { CpuScheme } from './formats.js';
@@ -23,7 +31,7 @@ const architectures = { avx512: ['x64'], avx2: ['x64'], neon: ['arm64'] } as con
 interface Variant {
   readonly name: string;
   readonly schemes: readonly CpuScheme[];
-  /** `scheme`: inputs are quantized as the scheme says. `float`: inputs stay floats. */
+  /** `scheme`: inputs are quantized as the scheme says. `float`: they take part as they are, or rounded to bf16 where a rule says so. */
   readonly inputs: 'scheme' | 'float';
 }
 
@@ -39,26 +47,32 @@ const variants: readonly Variant[] = [
   { name: 'f16', schemes: ['f16'], inputs: 'float' },
 ];
 
+const exactWeights = { weights: 'exact', accumulator: 'f32', output: 'f32' } as const;
+/** Every sum is in float32; whole numbers within a group of 16 are exact. What is quantized between the projections was rounded to bf16 first. */
+const asScheme: Arithmetic = { ...exactWeights, input: { type: 'as-scheme' }, intermediate: 'bf16' };
+const withFloat32: Arithmetic = { ...exactWeights, input: { type: 'float', dtype: 'f32' }, intermediate: 'f32' };
+const withBf16: Arithmetic = { ...exactWeights, input: { type: 'float', dtype: 'bf16' }, intermediate: 'bf16' };
+
 /**
- * What the kernels do. AVX2, NEON and the portable path multiply float32. AVX-512 multiplies pairs of bf16 (vdpbf16ps) twice as fast: experts round
- * float inputs to bf16 there. Linears do not: a rounded input of q, k and v moves one key in 25 to another number of an FP8 cache, and the
- * logits of such a checkpoint by twenty times as much (test/e2e/fixtures.test.ts). IEEE half weights have more fraction bits than bf16 and
- * meet float32 everywhere. Quantized inputs follow the scheme exactly, and what they quantize between the projections was rounded to bf16
- * first. Every sum is in float32, whole numbers within a group of 16 are exact.
+ * What the kernels of an instruction set do to numbers, by the beginning of the rule's id. AVX2, NEON and the portable path multiply float32. AVX-512
+ * multiplies pairs of bf16 (vdpbf16ps) twice as fast, so float inputs may be rounded to bf16 there or stay as they are. IEEE half weights
+ * have more fraction bits than bf16 and meet float32 everywhere.
  */
-function arithmeticOf({ inputs, schemes }: Variant, isa: InstructionSet, kind: 'moe' | 'linear'): Arithmetic {
-  const common = { weights: 'exact', accumulator: 'f32', output: 'f32' } as const;
-  if (inputs === 'scheme') return { ...common, input: { type: 'as-scheme' }, intermediate: 'bf16' };
-  const dtype = kind === 'moe' && isa === 'avx512' && !schemes.includes('f16') ? 'bf16' : 'f32';
-  return { ...common, input: { type: 'float', dtype }, intermediate: dtype };
+function arithmeticsOf({ name, inputs, schemes }: Variant, isa: InstructionSet): readonly (readonly [id: string, Arithmetic])[] {
+  if (inputs === 'scheme') return [[name, asScheme]];
+  if (isa !== 'avx512' || schemes.includes('f16')) return [[name, withFloat32]];
+  return [
+    [name, withBf16],
+    [`${name}-f32`, withFloat32],
+  ];
 }
 
 const instructionSets = new Map<string, InstructionSet>();
 
-function commonRules(kind: 'moe' | 'linear') {
-  return variants.flatMap((variant) =>
-    (['avx512', 'avx2', 'neon', 'portable'] as const).map((isa) => {
-      const id = `${variant.name}-${isa}`;
+const commonRules = variants.flatMap((variant) =>
+  (['avx512', 'avx2', 'neon', 'portable'] as const).flatMap((isa) =>
+    arithmeticsOf(variant, isa).map(([name, arithmetic]) => {
+      const id = `${name}-${isa}`;
       instructionSets.set(id, isa);
       return {
         id,
@@ -68,7 +82,7 @@ function commonRules(kind: 'moe' | 'linear') {
           ...(isa === 'portable' ? {} : { features: features[isa], architectures: architectures[isa] }),
         },
         tokens: { min: 1 },
-        arithmetic: arithmeticOf(variant, isa, kind),
+        arithmetic,
         layout,
         // Whole experts or slices of them: the kernels see sizes per rank and slots of -1.
         parallel: ['tp', 'ep'],
@@ -77,8 +91,8 @@ function commonRules(kind: 'moe' | 'linear') {
         batchInvariant: true,
       } as const satisfies Partial<ExpertSupportRule<CpuScheme>>;
     }),
-  );
-}
+  ),
+);
 
 const activations: readonly ActivationSupport[] = [
   { type: 'silu' },
@@ -90,7 +104,7 @@ const activations: readonly ActivationSupport[] = [
 const anySize = { multipleOf: 1 } as const;
 
 /** Rules of the experts. */
-export const expertRules: readonly ExpertSupportRule<CpuScheme>[] = commonRules('moe').map((rule) => ({
+export const expertRules: readonly ExpertSupportRule<CpuScheme>[] = commonRules.map((rule) => ({
   ...rule,
   activations,
   sizes: { hiddenSize: anySize, moeIntermediateSize: anySize },
@@ -99,7 +113,7 @@ export const expertRules: readonly ExpertSupportRule<CpuScheme>[] = commonRules(
 }));
 
 /** Rules of the linears. */
-export const linearRules: readonly LinearSupportRule<CpuScheme>[] = commonRules('linear').map((rule) => ({
+export const linearRules: readonly LinearSupportRule<CpuScheme>[] = commonRules.map((rule) => ({
   ...rule,
   sizes: { inFeatures: anySize, outFeatures: anySize },
 }));
@@ -127,10 +141,28 @@ const instructionSetRank: Readonly<Record<InstructionSet, number>> = { avx512: 3
  */
 const preferred = 'wider';
 
-/** The default order: the widest instruction set, then the preferred numerics. */
+/** The default order: the widest instruction set, then the preferred numerics, then the inputs that it multiplies faster. */
 export function priorityOf(scheme: CpuScheme, rule: ExpertSupportRule<CpuScheme> | LinearSupportRule<CpuScheme>): number {
   const info = schemeInfo(scheme);
   const numerics = info === undefined ? 'approximate' : deriveNumerics(info, rule.arithmetic);
-  const isPreferred = numerics === preferred;
-  return instructionSetRank[instructionSetOf(rule.id)] + (isPreferred ? 1 : 0);
+  return instructionSetRank[instructionSetOf(rule.id)] + (numerics === preferred ? 2 : 0) + (roundsInputs(rule) ? 1 : 0);
+}
+
+function roundsInputs({ arithmetic: { input } }: { readonly arithmetic: Arithmetic }): boolean {
+  return input.type === 'float' && input.dtype === 'bf16';
+}
+
+/**
+ * Keys and values that a quantized cache rounds want float32 inputs: a rounded input moves one key in 25 to another number of an FP8 cache, and
+ * the logits by twenty times as much (test/e2e/fixtures.test.ts). A refusal and no matter of priority, because the faster kernel would win
+ * every measurement.
+ */
+export function cacheRefusal({ cachedAs }: LinearSpec, rule: LinearSupportRule<CpuScheme>): Refusal | undefined {
+  if (cachedAs === undefined || !roundsInputs(rule)) return undefined;
+  return {
+    dimension: 'backend',
+    message: `it rounds inputs to bf16, which would move keys and values to other numbers of the ${cachedAs} KV cache.`,
+    required: 'f32',
+    actual: 'bf16',
+  };
 }

@@ -1,5 +1,5 @@
-import type { LayerSpec, NumericsPolicy } from '@moe-server/core';
-import { createPluginHost, deriveNumerics, loadPlugin, plan, schemeInfo, schemeKeys, singleRank } from '@moe-server/core';
+import type { Evidence, LayerSpec, LinearSpec, NumericsPolicy, Plan } from '@moe-server/core';
+import { createPluginHost, deriveNumerics, layerClassOf, loadPlugin, plan, schemeInfo, schemeKeys, singleRank } from '@moe-server/core';
 import { expect } from 'chai';
 import plugin, { expertRules, linearRules } from '../src/index.js';
 import type { CpuScheme, InstructionSet } from '../src/index.js';
@@ -45,18 +45,28 @@ function layersOf(scheme: CpuScheme): LayerSpec[] {
   ];
 }
 
-async function boundRules(scheme: CpuScheme, isa: InstructionSet, numerics: NumericsPolicy['default']): Promise<string[]> {
+async function planOn(
+  layers: readonly LayerSpec[],
+  isa: InstructionSet,
+  numerics: NumericsPolicy['default'],
+  evidence: Evidence = {},
+): Promise<Plan> {
   const host = createPluginHost();
   await loadPlugin(host, plugin, 'test');
-  const { layers } = plan({
-    layers: layersOf(scheme),
+  return plan({
+    layers,
     device: deviceOf(isa),
     moeBackends: host.moeBackends,
     linearBackends: host.linearBackends,
     numerics: { default: numerics, byScheme: {} },
     maxNumTokens: 64,
+    evidence,
   });
-  return layers.flatMap(({ bindings }) => bindings.map(({ rule }) => rule));
+}
+
+async function boundRules(layers: readonly LayerSpec[], isa: InstructionSet, numerics: NumericsPolicy['default']): Promise<string[]> {
+  const made = await planOn(layers, isa, numerics);
+  return made.layers.flatMap(({ bindings }) => bindings.map(({ rule }) => rule));
 }
 
 describe('rules of the cpu backend', () => {
@@ -81,7 +91,7 @@ describe('rules of the cpu backend', () => {
       it(`bind ${scheme} to ${isa} kernels on such a processor, whatever the numerics`, async () => {
         const isQuantized = quantizedSchemes.includes(scheme);
         for (const numerics of ['auto', 'same', 'wider'] as const) {
-          const rules = await boundRules(scheme, isa, numerics);
+          const rules = await boundRules(layersOf(scheme), isa, numerics);
           expect(rules).to.have.length(2);
           for (const rule of rules) {
             expect(rule).to.match(new RegExp(`-${isa}$`, 'u'));
@@ -91,6 +101,42 @@ describe('rules of the cpu backend', () => {
       });
     }
   }
+});
+
+describe('rules of the cpu backend with AVX-512', () => {
+  const float32Of = (scheme: CpuScheme): string => {
+    const [family = scheme] = scheme.split('.');
+    if (scheme === 'f16') return 'f16-avx512';
+    const name = quantizedSchemes.includes(scheme) ? `${family}-wider` : scheme === 'nvfp4.w4a16' ? 'nvfp4-w4a16' : family;
+    return `${name}-f32-avx512`;
+  };
+  const cached = (scheme: CpuScheme): LinearSpec[] =>
+    layersOf(scheme).flatMap((layer) => (layer.kind === 'linear' ? [{ ...layer, cachedAs: 'f8e4m3' as const }] : []));
+
+  for (const scheme of schemes) {
+    it(`round the inputs of ${scheme} to bf16, unless a KV cache rounds what the linear computes`, async () => {
+      const bf16 = float32Of(scheme).replace('-f32', '');
+      expect(await boundRules(layersOf(scheme), 'avx512', 'auto')).to.deep.equal([bf16, bf16]);
+      expect(await boundRules(cached(scheme), 'avx512', 'auto')).to.deep.equal([float32Of(scheme)]);
+    });
+
+    it(`leave the inputs of ${scheme} alone under float32`, async () => {
+      const rule = float32Of(scheme);
+      expect(await boundRules(layersOf(scheme), 'avx512', 'float32')).to.deep.equal([rule, rule]);
+    });
+  }
+
+  it('say so in a sentence, and no measurement changes it', async () => {
+    const [spec] = cached('bf16') as [LinearSpec];
+    const times = ['bf16-avx512', 'bf16-f32-avx512'].map((rule, i) => ({ backend: 'cpu', rule, numTokens: 1, medianUs: 10 + 10 * i }));
+    const classes = [{ layerClass: layerClassOf(spec), measuredAt: '2026-01-02T03:04:05.000Z', times }];
+    const { layers } = await planOn([spec], 'avx512', 'auto', { measured: { environment: 'here', classes } });
+    expect(layers[0]?.bindings[0]?.rule).to.equal('bf16-f32-avx512');
+    const refused = layers[0]?.refused.find(({ rule }) => rule === 'bf16-avx512');
+    expect(refused?.reasons.map(({ message }) => message)).to.deep.equal([
+      'it rounds inputs to bf16, which would move keys and values to other numbers of the f8e4m3 KV cache.',
+    ]);
+  });
 });
 
 describe('formatOf and inputKindOf', () => {

@@ -1,3 +1,4 @@
+import type { QuantizedKvCacheDType } from './kv-cache.js';
 import type { SchemeKey } from './quant/quant-scheme.js';
 
 /**
@@ -55,6 +56,11 @@ export interface LinearSpec {
   /** Which of the two sizes tensor parallel has cut; left out where the linear is whole. */
   readonly cut?: 'inFeatures' | 'outFeatures';
   readonly hasBias: boolean;
+  /**
+   * What a quantized KV cache rounds this linear's keys or values to; left out where it computes none, or the cache stores bfloat16. A kernel
+   * that disturbs its inputs moves some of them to the next number of that type, a far larger step than the disturbance.
+   */
+  readonly cachedAs?: QuantizedKvCacheDType;
   readonly parallel: ParallelPlacement;
 }
 

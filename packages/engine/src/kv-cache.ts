@@ -1,23 +1,10 @@
 import { MoeError } from '@moe-server/core';
-import type { KvCacheDType, KvCacheLayer } from './device/commands.js';
+import type { KvCacheDType } from '@moe-server/core';
+import type { KvCacheLayer } from './device/commands.js';
 import type { Device } from './device/device.js';
 
 /** Token positions per block. */
 export const kvBlockSize = 16;
-
-/** What `--kv-cache-dtype` can ask for. */
-export type KvCacheChoice = 'auto' | 'bf16' | 'fp8';
-
-/**
- * `auto` follows the checkpoint: FP8 where it was calibrated for that, else bfloat16. NVFP4 caches are not supported; a checkpoint
- * that asks for one gets bfloat16, which loses nothing.
- *
- * @param scheme - what the checkpoint's quantization config says of the cache.
- */
-export function resolveKvCacheDType(choice: KvCacheChoice, scheme: 'fp8' | 'none' | 'nvfp4'): KvCacheDType {
-  if (choice === 'auto') return scheme === 'fp8' ? 'f8e4m3' : 'bf16';
-  return choice === 'fp8' ? 'f8e4m3' : 'bf16';
-}
 
 /** Shape of a cache; every layer is alike. */
 export interface KvCacheShape {

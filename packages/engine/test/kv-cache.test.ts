@@ -2,7 +2,7 @@ import { isMoeError } from '@moe-server/core';
 import { expect } from 'chai';
 import { createTypescriptDevice } from '../src/device/typescript-device.js';
 import type { KvCacheShape } from '../src/kv-cache.js';
-import { KvCache, kvBytesPerBlock, numKvBlocksFor, resolveKvCacheDType } from '../src/kv-cache.js';
+import { KvCache, kvBytesPerBlock, numKvBlocksFor } from '../src/kv-cache.js';
 
 const shape: KvCacheShape = { dtype: 'bf16', numLayers: 3, numKvHeads: 2, headDim: 64, blockSize: 16 };
 
@@ -26,16 +26,6 @@ describe('numKvBlocksFor', () => {
       expect(isMoeError(error) && (error as { code: string }).code).to.equal('MOE_CAPACITY_MEMORY');
       expect(String(error)).to.contain('10 KV blocks of 24576 bytes').and.to.contain('245760 bytes in all').and.to.contain('221184');
     }
-  });
-});
-
-describe('resolveKvCacheDType', () => {
-  it('follows the checkpoint unless somebody chooses', () => {
-    expect(resolveKvCacheDType('auto', 'fp8')).to.equal('f8e4m3');
-    expect(resolveKvCacheDType('auto', 'none')).to.equal('bf16');
-    expect(resolveKvCacheDType('auto', 'nvfp4')).to.equal('bf16');
-    expect(resolveKvCacheDType('bf16', 'fp8')).to.equal('bf16');
-    expect(resolveKvCacheDType('fp8', 'none')).to.equal('f8e4m3');
   });
 });
 

@@ -1,4 +1,6 @@
 import { MoeError } from '../errors.js';
+import type { KvCacheChoice, KvCacheDType, KvCacheScheme } from '../kv-cache.js';
+import { resolveKvCacheDType } from '../kv-cache.js';
 import type { ExpertGroupSpec, LinearSpec, ParallelPlacement } from '../layer-spec.js';
 import { singleRank } from '../layer-spec.js';
 import type { Checkpoint } from './checkpoint.js';
@@ -12,7 +14,6 @@ import { qwen3Moe } from './families/qwen3-moe.js';
 import { ModelBuilder } from './model-builder.js';
 import { Partition } from './partition.js';
 import { parseQuantization } from './quantization/parse-quantization.js';
-import type { KvCacheScheme } from './quantization/quantization-config.js';
 
 /** What a checkpoint is, layer by layer: everything the oracle is asked about. Plain data. */
 export interface ModelDescription {
@@ -27,6 +28,8 @@ export interface ModelDescription {
   readonly linears: readonly LinearSpec[];
   /** How the checkpoint was calibrated to store keys and values. */
   readonly kvCacheScheme: KvCacheScheme;
+  /** How keys and values will be stored: what `linears` say of it holds for a cache of this type alone. */
+  readonly kvCacheDType: KvCacheDType;
   /** For people: who quantized it and how. */
   readonly quantization: string;
   /** Why a prediction head that lies in the checkpoint cannot be used; its layers are left out then. */
@@ -45,19 +48,23 @@ export const knownArchitectures: readonly string[] = families.flatMap(({ archite
  * With `parallel` the sizes and experts are those of one rank: tensor parallel cuts attention, dense layers, the vocabulary projection and
  * experts; an expert parallel size above 1 spreads whole experts instead of cutting them. For planning: weights are read for one rank only.
  *
+ * `kvCache` is how somebody wants keys and values stored, by default as the checkpoint says; linears that make them know it.
+ *
  * @throws {MoeError} MOE_UNSUPPORTED_ARCHITECTURE, MOE_UNSUPPORTED_QUANTIZATION, MOE_UNSUPPORTED_PARALLEL naming the sizes that do not divide, MOE_CHECKPOINT_CONFIG naming the field, MOE_CHECKPOINT_TENSOR
  *   naming up to ten tensors that are missing or are not what the configuration says.
  */
 export function describeModel(
   checkpoint: Checkpoint,
-  { parallel = singleRank }: { readonly parallel?: ParallelPlacement } = {},
+  { parallel = singleRank, kvCache = 'auto' }: { readonly parallel?: ParallelPlacement; readonly kvCache?: KvCacheChoice } = {},
 ): ModelDescription {
   const config = ConfigReader.of(checkpoint.config);
   const modelType = typeof checkpoint.config.model_type === 'string' ? checkpoint.config.model_type : config.string('model_type', '');
   const architecture = config.optionalStrings('architectures')?.[0];
   const family = findFamily(architecture, modelType);
   const quantization = parseQuantization(checkpoint.config, checkpoint.hfQuantConfig);
-  const builder = new ModelBuilder(checkpoint, quantization, new Partition(parallel));
+  const { kvCacheScheme } = quantization;
+  const kvCacheDType = resolveKvCacheDType(kvCache, kvCacheScheme);
+  const builder = new ModelBuilder(checkpoint, quantization, new Partition(parallel), kvCacheDType);
   const numLayers = family.describe(builder, config);
   const draftProblem = builder.finish()?.message;
   return {
@@ -66,7 +73,8 @@ export function describeModel(
     numLayers,
     groups: builder.groups,
     linears: builder.linears,
-    kvCacheScheme: quantization.kvCacheScheme,
+    kvCacheScheme,
+    kvCacheDType,
     quantization: quantization.summary,
     draftProblem,
   };

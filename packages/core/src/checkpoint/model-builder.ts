@@ -1,4 +1,5 @@
 import { isMoeError, MoeError } from '../errors.js';
+import type { KvCacheDType } from '../kv-cache.js';
 import { singleRank, type Activation, type ExpertGroupSpec, type LayerRole, type LinearSpec, type RoutingMethod } from '../layer-spec.js';
 import type { SchemeKey } from '../quant/quant-scheme.js';
 import type { Checkpoint } from './checkpoint.js';
@@ -28,6 +29,8 @@ export interface ModuleDescription {
   readonly outFeatures: number;
   /** Tensor parallel cuts the rows, at these. Without parts of either kind every rank has the whole linear. */
   readonly outParts?: Parts;
+  /** What it computes is stored in the KV cache. */
+  readonly isCached?: boolean;
 }
 
 export interface ExpertsDescription {
@@ -56,12 +59,14 @@ export class ModelBuilder {
   readonly linears: LinearSpec[] = [];
   readonly #quantization: QuantizationConfig;
   readonly #partition: Partition;
+  readonly #kvCacheDType: KvCacheDType;
   readonly #problems: Record<LayerRole, MoeError[]> = { target: [], draft: [] };
 
-  constructor(checkpoint: Checkpoint, quantization: QuantizationConfig, partition: Partition) {
+  constructor(checkpoint: Checkpoint, quantization: QuantizationConfig, partition: Partition, kvCacheDType: KvCacheDType) {
     this.checkpoint = checkpoint;
     this.#quantization = quantization;
     this.#partition = partition;
+    this.#kvCacheDType = kvCacheDType;
   }
 
   /** Adds a linear; modules whose schemes differ are not fused but become linears of their own. */
@@ -88,6 +93,8 @@ export class ModelBuilder {
       }));
       const cut = inParts !== undefined ? 'inFeatures' : part.modules[0]?.outParts !== undefined ? 'outFeatures' : undefined;
       const isCut = cut !== undefined && this.#partition.linears.tpSize > 1;
+      const cachedAs =
+        this.#kvCacheDType !== 'bf16' && part.modules.some(({ isCached }) => isCached === true) ? this.#kvCacheDType : undefined;
       this.linears.push({
         kind: 'linear',
         name: part.name,
@@ -99,6 +106,7 @@ export class ModelBuilder {
         outFeatures: own.reduce((sum, module) => sum + module.outFeatures, 0),
         ...(isCut ? { cut } : {}),
         hasBias,
+        ...(cachedAs === undefined ? {} : { cachedAs }),
         parallel: isCut ? this.#partition.linears : singleRank,
       });
     }

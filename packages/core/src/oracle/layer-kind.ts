@@ -84,6 +84,7 @@ export const linearKind: LayerKind<LinearSpec, LinearSupportRule> = {
     spec.modules.map((module) => module.outFeatures),
     spec.cut,
     spec.hasBias,
+    spec.cachedAs,
     sizesOf(spec.parallel),
   ],
 };

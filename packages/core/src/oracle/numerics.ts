@@ -9,6 +9,7 @@ const allowedBy: Readonly<Record<NumericsChoice, readonly NumericsClass[]>> = {
   auto: ['same', 'wider'],
   same: ['same'],
   wider: ['wider'],
+  float32: ['same', 'wider'],
   approximate: ['same', 'wider', 'approximate'],
 };
 
@@ -32,8 +33,18 @@ export function numericsRefusal(schemes: readonly string[], arithmetic: Arithmet
     if (!allowed.includes(actual)) {
       return refusal('numerics', `its arithmetic on ${key} is "${actual}" and --numerics ${choice} does not allow that`, allowed, actual);
     }
+    const coarse = choice === 'float32' ? belowFloat32(arithmetic) : undefined;
+    if (coarse !== undefined) return refusal('numerics', `it ${coarse} and --numerics float32 does not allow that`, allowed, actual);
   }
   return undefined;
+}
+
+/** What arithmetic whose class is not `approximate` rounds to a coarser type than float32. */
+function belowFloat32({ input, intermediate, output }: Arithmetic): string | undefined {
+  if (input.type !== 'float') return 'quantizes inputs';
+  if (input.dtype !== 'f32') return `rounds inputs to ${input.dtype}`;
+  const coarse = [intermediate, output].find((dtype) => dtype !== 'f32');
+  return coarse === undefined ? undefined : `rounds what it computes to ${coarse}`;
 }
 
 function choiceFor(scheme: string, policy: NumericsPolicy): NumericsChoice {

@@ -110,6 +110,8 @@ function whyMoved(earlier: LayerPlan, layer: LayerPlan, from: readonly BoundKern
   const reasons: string[] = [];
   if (layer.scheme !== earlier.scheme) reasons.push(`its weights are ${layer.scheme} now and were ${earlier.scheme}`);
   if (layer.role !== earlier.role) reasons.push(`it is a ${layer.role} layer now and was a ${earlier.role} layer`);
+  if (layer.cachedAs !== earlier.cachedAs)
+    reasons.push(`its keys and values are cached as ${layer.cachedAs ?? 'bf16'} now and were as ${earlier.cachedAs ?? 'bf16'}`);
   for (const kernel of from) {
     const same = to.find((one) => isSameRule(one, kernel));
     if (same === undefined) reasons.push(whyGone(kernel, layer));

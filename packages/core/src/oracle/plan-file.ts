@@ -117,7 +117,7 @@ class PlanReader {
     return this.list(value, 'layers').map((one, index) => {
       const path = `layers[${index}]`;
       const { explanation, ...layer } = this.record(one, path);
-      const { name, kind, role, scheme, experts } = layer;
+      const { name, kind, role, scheme, experts, cachedAs } = layer;
       for (const [field, text] of Object.entries({ name, scheme }))
         this.expect(typeof text === 'string', `${path}.${field}`, 'a name', text);
       this.expect(kind === 'moe' || kind === 'linear', `${path}.kind`, '"moe" or "linear"', kind);
@@ -127,6 +127,7 @@ class PlanReader {
       names.add(identity);
       if (experts !== undefined)
         for (const id of this.list(experts, `${path}.experts`)) this.expect(Number.isInteger(id), `${path}.experts`, 'integers', id);
+      this.expect(cachedAs === undefined || cachedAs === 'f8e4m3', `${path}.cachedAs`, '"f8e4m3" or left out', cachedAs);
       this.bindings(layer.bindings, `${path}.bindings`);
       this.bytes(layer.bytes, `${path}.bytes`);
       if (shared === undefined) {

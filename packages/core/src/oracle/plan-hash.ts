@@ -17,7 +17,7 @@ export function canonicalJson(value: unknown): string {
 
 /**
  * SHA-256 over what was decided. Left out is what may differ between ranks or releases without another kernel being bound: sentences,
- * refusals, byte counts, the experts of a rank, the device's brand string, memory and threads.
+ * refusals, byte counts, the experts of a rank, what the KV cache rounds to, the device's brand string, memory and threads.
  */
 export function planHash(plan: Pick<Plan, 'version' | 'device' | 'assumesBuilt' | 'maxNumTokens' | 'layers'>): string {
   const { version, device, assumesBuilt, maxNumTokens } = plan;

@@ -1,6 +1,7 @@
 import type { NumericsClass } from '../arithmetic.js';
 import type { ExpertSupportRule, LinearSupportRule, Range, Refusal } from '../backend.js';
 import type { DeviceInfo } from '../device-info.js';
+import type { QuantizedKvCacheDType } from '../kv-cache.js';
 import type { LayerRole, LayerSpec } from '../layer-spec.js';
 import type { ErasedLinearBackend, ErasedMoeBackend } from './erased-backend.js';
 import type { MeasuredClass, MeasuredCost } from './evidence.js';
@@ -26,8 +27,11 @@ export interface PlanRequest {
   readonly narrow?: (candidates: readonly CandidateInfo[], layer: LayerSpec) => NarrowedCandidates;
 }
 
-/** Which numerics classes are allowed: `auto` = same or wider, `approximate` = all three, the others that class alone where a scheme quantizes inputs. */
-export type NumericsChoice = 'auto' | NumericsClass;
+/**
+ * Which numerics classes are allowed: `auto` = same or wider, `approximate` = all three, `same` and `wider` that class alone where a scheme quantizes
+ * inputs. `float32`: same or wider, and nothing is rounded to a coarser type than float32, inputs least of all.
+ */
+export type NumericsChoice = 'auto' | 'float32' | NumericsClass;
 
 export interface NumericsPolicy {
   readonly default: NumericsChoice;
@@ -108,6 +112,8 @@ export interface LayerPlan {
   readonly scheme: string;
   /** Global ids of the group's experts; moe only. */
   readonly experts?: readonly number[];
+  /** As in the linear's spec; some rules refuse such linears. */
+  readonly cachedAs?: QuantizedKvCacheDType;
   /** By tokens, ascending, without gaps; empty when the layer is unserved. */
   readonly bindings: readonly Binding[];
   /** Rules that cover the layer and were not chosen. */

@@ -1,5 +1,5 @@
 import type { SupportRule } from '../backend.js';
-import type { LayerSpec } from '../layer-spec.js';
+import type { LayerSpec, LinearSpec } from '../layer-spec.js';
 import type { SchemeKey } from '../quant/quant-scheme.js';
 import { describeDevice, refusal } from './dimensions.js';
 import type { ErasedBackend } from './erased-backend.js';
@@ -224,12 +224,17 @@ function layerPlansOf({ layers, schemes, bindings, eligible, refused, bytes }: V
     kind: spec.kind,
     role: spec.role,
     scheme,
-    ...(spec.kind === 'moe' ? { experts: spec.experts } : {}),
+    ...(spec.kind === 'moe' ? { experts: spec.experts } : cachedAsOf(spec)),
     bindings,
     eligible,
     refused,
     bytes,
   }));
+}
+
+/** Left out, not undefined, so that plans are equal to what was read back from JSON. */
+function cachedAsOf({ cachedAs }: LinearSpec): Pick<LayerPlan, 'cachedAs'> {
+  return cachedAs === undefined ? {} : { cachedAs };
 }
 
 /** `layers.2` before `layers.10`: digits compare as numbers, everything else by code units. */

@@ -55,8 +55,29 @@ function needsStaticScale(quantization: InputQuantization): boolean {
   return quantization.type === 'nvfp4' || (quantization.type === 'fp8' && quantization.scale === 'static');
 }
 
+const float = new Float32Array(1);
+const bits = new Uint32Array(float.buffer);
+
+/**
+ * Float64 values as the type holds them, rounded once. By way of the nearest float32, values beside the middle of two bfloat16 would land on
+ * it, and half of them on the wrong side; of the two float32 around a value the odd one keeps its side.
+ */
+export function roundOnce(values: Float64Array, dtype: 'f32' | 'bf16' | 'f16'): Float32Array {
+  if (dtype === 'f32') return Float32Array.from(values);
+  return roundRows(Float32Array.from(values, nearestOrOdd), dtype);
+}
+
+/** The float32 equal to `value`, else the neighbour whose last bit is set. */
+function nearestOrOdd(value: number): number {
+  float[0] = value;
+  const nearest = float[0];
+  if (nearest === value || !Number.isFinite(nearest) || bits[0]! % 2 === 1) return nearest;
+  bits[0]! += Math.abs(nearest) < Math.abs(value) ? 1 : -1;
+  return float[0];
+}
+
 /** Rows as the type holds them; the same array for f32. */
-export function roundRows(rows: Float32Array, dtype: 'f32' | 'bf16' | 'f16'): Float32Array {
+function roundRows(rows: Float32Array, dtype: 'f32' | 'bf16' | 'f16'): Float32Array {
   if (dtype === 'f32') return rows;
   return rows.map(dtype === 'bf16' ? roundToBf16 : roundToF16);
 }

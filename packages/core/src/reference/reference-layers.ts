@@ -7,7 +7,7 @@ import { decodeWeights } from '../quant/decode-weights.js';
 import { roundToF16 } from '../quant/f16.js';
 import { SCHEME } from '../quant/quant-scheme.js';
 import type { SchemeKey, SchemeRegistry } from '../quant/quant-scheme.js';
-import { inputQuantizationOf, prepareInput, roundRows } from './reference-input.js';
+import { inputQuantizationOf, prepareInput, roundOnce } from './reference-input.js';
 
 /**
  * The truth that kernels are judged by: the expert layer and the linear in float64, with the roundings that a rule declares and no others.
@@ -60,7 +60,7 @@ export function referenceExpertsStages(call: ReferenceExpertsCall): ReferenceExp
   const numInner = numTokens * topK * moeIntermediateSize;
   const gateStage = new Float64Array(numInner);
   const upStage = new Float64Array(numInner);
-  const innerStage = new Float32Array(numInner);
+  const innerStage = new Float64Array(numInner);
   const output = new Float64Array(numTokens * hiddenSize);
 
   for (const [slot, choices] of choicesOfSlot) {
@@ -82,7 +82,7 @@ export function referenceExpertsStages(call: ReferenceExpertsCall): ReferenceExp
     });
   }
 
-  const activation = roundRows(innerStage, arithmetic.intermediate);
+  const activation = roundOnce(innerStage, arithmetic.intermediate);
   for (const [slot, choices] of choicesOfSlot) {
     const { down, bias } = expertIn(call, slot);
     const rows = multiply(inputOf(down, arithmetic, activation, numTokens * topK, choices), decode(down), down, bias?.down);

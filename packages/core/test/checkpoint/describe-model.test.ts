@@ -13,8 +13,11 @@ interface Model {
   readonly tensors: Tensors;
 }
 
-async function describeTiny({ config, tensors }: Model): Promise<ReturnType<typeof describeModel>> {
-  return withCheckpoint({ config, tensors }, (checkpoint) => describeModel(checkpoint));
+async function describeTiny(
+  { config, tensors }: Model,
+  options: Parameters<typeof describeModel>[1] = {},
+): Promise<ReturnType<typeof describeModel>> {
+  return withCheckpoint({ config, tensors }, (checkpoint) => describeModel(checkpoint, options));
 }
 
 async function refusal(model: Model): Promise<MoeError> {
@@ -69,6 +72,40 @@ describe('describeModel', () => {
       ['k_proj', 'bf16', 64],
       ['v_proj', 'fp8.tensor.static', 64],
     ]);
+  });
+
+  describe('tells linears what the KV cache rounds their keys and values to', () => {
+    const fp8Cache = { quantization_config: { ...modelopt({}), kv_cache_quant_algo: 'FP8' } };
+    const cached = async (choice: 'auto' | 'bf16' | 'fp8', config: Record<string, unknown>): Promise<unknown> => {
+      const tiny = tinyQwen3Moe();
+      const { linears, kvCacheDType } = await describeTiny({ ...tiny, config: { ...tiny.config, ...config } }, { kvCache: choice });
+      return [kvCacheDType, linears.filter(({ cachedAs }) => cachedAs === 'f8e4m3').map(({ name }) => name)];
+    };
+    const qkv = ['model.layers.0.self_attn.qkv_proj'];
+    for (const [choice, config, expected] of [
+      ['auto', {}, ['bf16', []]],
+      ['auto', fp8Cache, ['f8e4m3', qkv]],
+      ['bf16', fp8Cache, ['bf16', []]],
+      ['fp8', {}, ['f8e4m3', qkv]],
+    ] as const) {
+      it(`under ${choice} where the checkpoint ${config === fp8Cache ? 'was calibrated for FP8' : 'says nothing'}`, async () => {
+        expect(await cached(choice, config)).to.deep.equal(expected);
+      });
+    }
+
+    it('and leaves queries out where they are a linear of their own', async () => {
+      const module = 'model.layers.0.self_attn.q_proj';
+      const { config, tensors } = tinyQwen3Moe((name) => (name === module ? 'fp8' : 'bf16'));
+      const model = { config: { ...config, quantization_config: modelopt({ [module]: 'FP8' }) }, tensors };
+      const { linears } = await describeTiny(model, { kvCache: 'fp8' });
+      expect(linears.map(({ name, cachedAs }) => [name.split('.').at(-1), cachedAs])).to.deep.equal([
+        ['q_proj', undefined],
+        ['k_proj', 'f8e4m3'],
+        ['v_proj', 'f8e4m3'],
+        ['o_proj', undefined],
+        ['lm_head', undefined],
+      ]);
+    });
   });
 
   it('splits the experts of a layer by scheme, also where only the second projection differs', async () => {

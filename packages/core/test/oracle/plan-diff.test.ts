@@ -3,7 +3,18 @@ import { plan } from '../../src/oracle/plan.js';
 import { checkLock, diffPlans, explainBrokenLock } from '../../src/oracle/plan-diff.js';
 import { readPlanFile, writePlanFile } from '../../src/oracle/plan-file.js';
 import type { Plan, PlanRequest } from '../../src/oracle/plan-types.js';
-import { expertGroup, expertRule, gb10, gpuFamilies, moeBackend, registered } from './declared-backends.js';
+import {
+  expertGroup,
+  expertRule,
+  gb10,
+  gpuFamilies,
+  linear,
+  linearBackend,
+  linearRule,
+  moeBackend,
+  registered,
+  registeredLinear,
+} from './declared-backends.js';
 
 const layers = [...[0, 1, 2].map((index) => expertGroup(index, 'nvfp4.w4a4')), expertGroup(3, 'fp8.block128')];
 
@@ -88,6 +99,19 @@ describe('diffPlans', () => {
     expect(sentence).to.equal(
       'experts bf16 (model.layers.0.mlp.experts): one/r reads the layout one/rows@2 now and read one/rows@1; ' +
         'the numerics of one/r are "approximate" now and were "same"; the kernel of one/r is built now.',
+    );
+  });
+
+  it('names a KV cache that rounds to another type where that moved a kernel', () => {
+    const backend = linearBackend('rows', 1, [linearRule('exact', ['bf16']), linearRule('fast', ['bf16'])]);
+    const refuse: typeof backend.refuse = ({ cachedAs }, { id }) =>
+      cachedAs === undefined || id === 'exact' ? undefined : { dimension: 'backend', message: 'it is not exact.' };
+    const priority: typeof backend.priority = (_, { id }) => (id === 'fast' ? 2 : 1);
+    const linearBackends = registeredLinear({ ...backend, priority, refuse });
+    const stored = planOf({ layers: [linear(0, 'bf16')], linearBackends });
+    const rounded = planOf({ layers: [linear(0, 'bf16', { cachedAs: 'f8e4m3' })], linearBackends });
+    expect(diffPlans(stored, rounded).sentences.join('\n')).to.contain(
+      'moved from rows/fast to rows/exact: its keys and values are cached as f8e4m3 now and were as bf16; rows/fast is refused now: it is not exact',
     );
   });
 

@@ -8,7 +8,7 @@ import { expertGroup, gb10, gpuFamilies, linear, linearBackend, linearRule, regi
 const layers = [
   ...[0, 1, 2].map((index) => expertGroup(index, 'nvfp4.w4a4')),
   expertGroup(3, 'fp8.block128'),
-  linear(0, 'bf16'),
+  linear(0, 'bf16', { cachedAs: 'f8e4m3' }),
   linear(1, 'bf16'),
   linear(2, 'mxfp4.w4a16'),
 ];
@@ -95,6 +95,12 @@ describe('readPlanFile', () => {
       changed((file) => ((firstLayer(file).bindings as { tokens: unknown }[])[0]!.tokens = { min: 2, max: 1024 })),
       'layers[0].bindings[0].tokens',
       'must be an interval that begins at 1; it is {"min":2,"max":1024}',
+    ],
+    [
+      'a cache of no type that is known',
+      changed((file) => (firstLayer(file).cachedAs = 'int4')),
+      'layers[0].cachedAs',
+      'layers[0].cachedAs must be "f8e4m3" or left out; it is "int4"',
     ],
     [
       'an explanation that is not there',

@@ -603,6 +603,23 @@ describe('plan', () => {
       expect(planOne(expertGroup(0, 'bf16'), both, { numerics: { default: 'wider' } }).bindings[0]?.numerics).to.equal('same');
     });
 
+    it('lets nothing be rounded below float32 when told so', () => {
+      const float32 = { ...asScheme, input: { type: 'float', dtype: 'f32' }, intermediate: 'f32', output: 'f32' } as const;
+      const rules = [
+        expertRule('quantized', ['nvfp4.w4a4'], { layout: 'f/x@1', arithmetic: asScheme }),
+        expertRule('rounded', ['nvfp4.w4a4'], { layout: 'f/x@1', arithmetic: { ...float32, input: { type: 'float', dtype: 'bf16' } } }),
+        expertRule('between', ['nvfp4.w4a4'], { layout: 'f/x@1', arithmetic: { ...float32, intermediate: 'bf16' } }),
+        expertRule('whole', ['nvfp4.w4a4'], { layout: 'f/x@1', arithmetic: float32 }),
+      ];
+      const layer = planOne(expertGroup(0, 'nvfp4.w4a4'), registered(moeBackend('f', 1, rules)), { numerics: { default: 'float32' } });
+      expect(layer.bindings.map(({ rule }) => rule)).to.deep.equal(['whole']);
+      expect(layer.refused.map(({ rule, reasons: [reason] }) => [rule, reason?.dimension, reason?.message])).to.deep.equal([
+        ['between', 'numerics', 'it rounds what it computes to bf16 and --numerics float32 does not allow that.'],
+        ['quantized', 'numerics', 'it quantizes inputs and --numerics float32 does not allow that.'],
+        ['rounded', 'numerics', 'it rounds inputs to bf16 and --numerics float32 does not allow that.'],
+      ]);
+    });
+
     it('admits the approximate only when told so', () => {
       const rough = registered(
         moeBackend('rough', 1, [
@@ -681,6 +698,20 @@ describe('plan', () => {
     expect(explainUnserved(made).message)
       .to.contain('in_features were a multiple of 64: it is 100')
       .and.to.contain('does not cover a bias');
+  });
+
+  it('shows a backend, and keeps in the plan, what the KV cache rounds a linear to', () => {
+    const backend = linearBackend('rows', 1, [linearRule('exact', ['bf16']), linearRule('fast', ['bf16'])]);
+    const refuse: typeof backend.refuse = ({ cachedAs }, { id }) =>
+      cachedAs === undefined || id === 'exact' ? undefined : { dimension: 'backend', message: `not for a cache of ${cachedAs}.` };
+    const priority: typeof backend.priority = (_, { id }) => (id === 'fast' ? 2 : 1);
+    const layers = [linear(0, 'bf16', { cachedAs: 'f8e4m3' }), linear(1, 'bf16')];
+    const made = plan(request({ layers, linearBackends: registeredLinear({ ...backend, priority, refuse }) }));
+    expect(made.layers.map(({ cachedAs, bindings }) => [cachedAs, bindings[0]?.rule])).to.deep.equal([
+      ['f8e4m3', 'exact'],
+      [undefined, 'fast'],
+    ]);
+    expect(made.layers[0]?.refused[0]?.reasons[0]?.message).to.equal('not for a cache of f8e4m3.');
   });
 
   it('asks once for layers that are alike', () => {

@@ -1,4 +1,4 @@
-import type { Activation, Kernel, RoutingMethod } from '@moe-server/core';
+import type { Activation, Kernel, KvCacheDType, RoutingMethod } from '@moe-server/core';
 
 /**
  * A recorded step is a list of commands: plain data, made once, replayed every step. A device compiles the list
@@ -110,8 +110,6 @@ export interface RopeCommand {
   readonly table: BufferRef;
   readonly maxPositions: number;
 }
-
-export type KvCacheDType = 'bf16' | 'f8e4m3';
 
 /**
  * Keys and values of one layer, in blocks of `blockSize` positions:

@@ -1,4 +1,5 @@
-import type { BufferRef, KvCacheDType, KvCacheLayer } from '../../src/device/commands.js';
+import type { KvCacheDType } from '@moe-server/core';
+import type { BufferRef, KvCacheLayer } from '../../src/device/commands.js';
 import type { Device, Program } from '../../src/device/device.js';
 import type { StepLimits } from '../../src/device/step-inputs.js';
 import { CommandBench, floatsIn } from './command-bench.js';

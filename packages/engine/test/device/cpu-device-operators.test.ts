@@ -1,6 +1,6 @@
-import type { RoutingMethod } from '@moe-server/core';
+import type { KvCacheDType, RoutingMethod } from '@moe-server/core';
 import { expect } from 'chai';
-import type { Command, KvCacheDType, KvCacheLayer } from '../../src/device/commands.js';
+import type { Command, KvCacheLayer } from '../../src/device/commands.js';
 import type { CommandBench } from './command-bench.js';
 import { floatsIn, intsIn } from './command-bench.js';
 import type { Prepared } from './cpu-paths.js';

@@ -44,7 +44,7 @@ async function calibrate({ settings, done, excluded }: CalibrationCommand): Prom
   const checkpoint = await Checkpoint.open(settings.model);
   const device = createDevice(settings);
   try {
-    const description = describeModel(checkpoint);
+    const description = describeModel(checkpoint, { kvCache: settings.kvCacheDtype ?? 'auto' });
     const plan = makePlan(host, description, device.info, {
       maxNumBatchedTokens,
       ...(numericsPolicy === undefined ? {} : { numericsPolicy }),

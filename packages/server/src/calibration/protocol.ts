@@ -1,4 +1,4 @@
-import type { LayerSpec, MeasuredClass, NumericsPolicy, SerializedMoeError, TimedRule } from '@moe-server/core';
+import type { KvCacheChoice, LayerSpec, MeasuredClass, NumericsPolicy, SerializedMoeError, TimedRule } from '@moe-server/core';
 import type { DeviceOptions, PluginOptions } from '../composition/compose.js';
 import type { CalibrationEnvironment } from './environment.js';
 
@@ -8,6 +8,7 @@ export interface CalibrationSettings extends PluginOptions, DeviceOptions {
   readonly model: string;
   /** The largest call that is timed. */
   readonly maxNumBatchedTokens: number;
+  readonly kvCacheDtype?: KvCacheChoice;
   readonly numericsPolicy?: NumericsPolicy;
   /** Time that all measurements together should take; reading and packing weights come on top. */
   readonly budgetMs: number;

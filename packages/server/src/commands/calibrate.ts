@@ -48,7 +48,7 @@ export async function calibrate(
   { json, budgetMs }: CalibrateCommandOptions,
   { out, err }: Terminal,
 ): Promise<number> {
-  const { device, threads, plugin, plugins, maxNumBatchedTokens, numericsPolicy } = config;
+  const { device, threads, plugin, plugins, maxNumBatchedTokens, kvCacheDtype, numericsPolicy } = config;
   const model = resolve(config.model ?? bundledModel());
   // What is printed as JSON must be nothing else.
   const notes = json ? err : out;
@@ -58,7 +58,7 @@ export async function calibrate(
   const failed: (Trial & { readonly reason: string })[] = [];
   const settings = {
     ...{ model, directory: process.cwd(), device, threads, plugin, plugins },
-    ...{ maxNumBatchedTokens, numericsPolicy, budgetMs },
+    ...{ maxNumBatchedTokens, kvCacheDtype, numericsPolicy, budgetMs },
   };
   const { environment, ...results } = await runCalibration(settings, {
     onBegin: (begun) => {

@@ -50,7 +50,7 @@ export async function plan(config: ServerConfig, options: PlanCommandOptions, { 
   const parallel = parallelOf(config);
   const checkpoint = await Checkpoint.open(directory);
   try {
-    const description = describeModel(checkpoint, { parallel });
+    const description = describeModel(checkpoint, { parallel, kvCache: config.kvCacheDtype });
     // What was measured here says nothing of another device.
     const evidence = options.as === undefined ? await calibrationOf(config, host, device, err) : {};
     const made = makePlan(host, description, device, config, options.as !== undefined, evidence);

@@ -20,6 +20,7 @@ import {
 import type {
   DeviceInfo,
   Evidence,
+  KvCacheChoice,
   Logger,
   ModelDescription,
   NumericsPolicy,
@@ -40,10 +41,9 @@ import {
   ModelRunner,
   readGenerationDefaults,
   readModelConfig,
-  resolveKvCacheDType,
   stepLimitsFor,
 } from '@moe-server/engine';
-import type { Device, KvCacheChoice, LoadedModel, LoadProgress, ModelConfig } from '@moe-server/engine';
+import type { Device, LoadedModel, LoadProgress, ModelConfig } from '@moe-server/engine';
 import { readCalibration } from '../calibration/calibration-file.js';
 import { resolveBackendNames } from '../config/backend-names.js';
 import { checkSchemes } from '../config/known-schemes.js';
@@ -255,13 +255,13 @@ export async function createEngine(settings: EngineSettings, observer: EngineObs
   const cleanups: (() => void)[] = [];
   try {
     const config = await readModelConfig(checkpoint);
-    const description = describeModel(checkpoint);
+    const description = describeModel(checkpoint, { kvCache: settings.kvCacheDtype ?? 'auto' });
     const device = createDevice(settings);
     cleanups.unshift(device.dispose);
     const isSimulated = settings.simulate !== undefined;
     const planned = settings.simulate === undefined ? device.info : deviceProfile(settings.simulate);
     const shape = {
-      dtype: resolveKvCacheDType(settings.kvCacheDtype ?? 'auto', description.kvCacheScheme),
+      dtype: description.kvCacheDType,
       numLayers: config.numLayers,
       numKvHeads: config.numKvHeads,
       headDim: config.headDim,

@@ -1,4 +1,4 @@
-import type { NumericsChoice } from '@moe-server/core';
+import type { KvCacheChoice, NumericsChoice } from '@moe-server/core';
 import type { SettingParser } from './parsers.js';
 import { backendNames, bytes, flag, integer, oneOf, seconds, text, texts, tokenCount } from './parsers.js';
 import { speculativeConfig } from './speculative-config.js';
@@ -176,13 +176,14 @@ export const options = {
     parse: integer(0),
     default: 1024,
   }),
-  kvCacheDtype: spec<'auto' | 'bf16' | 'fp8'>({
+  kvCacheDtype: spec<KvCacheChoice>({
     name: 'kv-cache-dtype',
     placeholder: 'TYPE',
     description: 'how keys and values are stored: auto (as the checkpoint says), bf16 or fp8',
     group: 'Scheduling and memory',
     parse: oneOf('auto', 'bf16', 'fp8'),
     default: 'auto',
+    commands: measuring,
   }),
   kvCacheMemoryBytes: spec<number | undefined>({
     name: 'kv-cache-memory-bytes',
@@ -319,10 +320,10 @@ export const options = {
     name: 'numerics',
     placeholder: 'CLASS',
     description:
-      'inputs of quantized layers: same (rounded as calibrated), wider (left at 16 bit or more), approximate, or auto (the better of the first two). ' +
-      '--numerics.nvfp4 CLASS for one scheme',
+      'inputs of quantized layers: same (rounded as calibrated), wider (left at 16 bit or more), approximate, or auto (the better of the first two); ' +
+      'float32: nothing is rounded below that, in any layer. --numerics.nvfp4 CLASS for one scheme',
     group: 'Kernels',
-    parse: oneOf('auto', 'same', 'wider', 'approximate'),
+    parse: oneOf('auto', 'same', 'wider', 'float32', 'approximate'),
     default: 'auto',
     commands: measuring,
   }),

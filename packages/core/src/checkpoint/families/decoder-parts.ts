@@ -107,8 +107,8 @@ export function addAttention(
     name: `${module}.qkv_proj`,
     modules: [
       { name: `${module}.q_proj`, outFeatures: queryFactor * numHeads * headDim, outParts: heads },
-      { name: `${module}.k_proj`, outFeatures: numKvHeads * headDim, outParts: kvHeads },
-      { name: `${module}.v_proj`, outFeatures: numKvHeads * headDim, outParts: kvHeads },
+      { name: `${module}.k_proj`, outFeatures: numKvHeads * headDim, outParts: kvHeads, isCached: true },
+      { name: `${module}.v_proj`, outFeatures: numKvHeads * headDim, outParts: kvHeads, isCached: true },
     ],
     inFeatures: hiddenSize,
     layerIndex,
@@ -146,11 +146,12 @@ export function addMlp(
   addLinear(builder, `${module}.down_proj`, hiddenSize, intermediateSize, { layerIndex, role }, { inParts: width });
 }
 
-/** What tensor parallel may cut, see `LinearDescription`; neither = whole on every rank. */
+/** What tensor parallel may cut (neither = whole on every rank) and what is cached, see `LinearDescription` and `ModuleDescription`. */
 export interface LinearOptions {
   readonly hasBias?: boolean;
   readonly inParts?: Parts;
   readonly outParts?: Parts;
+  readonly isCached?: boolean;
 }
 
 /** A linear of one module. */
@@ -160,11 +161,11 @@ export function addLinear(
   outFeatures: number,
   inFeatures: number,
   { layerIndex, role }: { readonly layerIndex: number | undefined; readonly role: LayerRole },
-  { hasBias = false, inParts, outParts }: LinearOptions = {},
+  { hasBias = false, inParts, outParts, isCached = false }: LinearOptions = {},
 ): void {
   builder.linear({
     name,
-    modules: [{ name, outFeatures, ...(outParts === undefined ? {} : { outParts }) }],
+    modules: [{ name, outFeatures, ...(outParts === undefined ? {} : { outParts }), isCached }],
     inFeatures,
     ...(inParts === undefined ? {} : { inParts }),
     layerIndex,

@@ -89,7 +89,8 @@ function addLatentAttention(builder: ModelBuilder, config: ConfigReader, { hidde
     addLinear(builder, `${module}.q_a_proj`, queryRank, hiddenSize, place, { hasBias });
     addLinear(builder, `${module}.q_b_proj`, numHeads * (nope + rope), queryRank, place, { outParts: heads });
   }
-  addLinear(builder, `${module}.kv_a_proj_with_mqa`, kvRank + rope, hiddenSize, place, { hasBias });
+  // A cache of this attention holds the latent vector and the rotary part; keys and values come out of it by kv_b_proj when they are used.
+  addLinear(builder, `${module}.kv_a_proj_with_mqa`, kvRank + rope, hiddenSize, place, { hasBias, isCached: true });
   addLinear(builder, `${module}.kv_b_proj`, numHeads * (nope + value), kvRank, place, { outParts: heads });
   addLinear(builder, `${module}.o_proj`, hiddenSize, numHeads * value, place, { hasBias, inParts: heads });
 }

@@ -1,7 +1,8 @@
 import type { SchemeKey } from '../../quant/quant-scheme.js';
+import type { KvCacheScheme } from '../../kv-cache.js';
 import { isRecord } from '../json-scan.js';
 import { canonicalModule, ModulePatterns } from './module-patterns.js';
-import type { KvCacheScheme, QuantizationConfig } from './quantization-config.js';
+import type { QuantizationConfig } from './quantization-config.js';
 import { quantizationConfigError, stringList, unquantized, unsupportedQuantization } from './quantization-config.js';
 
 /** docs/numerics.md#modelopt lists the tensors of each. */

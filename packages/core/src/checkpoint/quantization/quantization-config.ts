@@ -1,8 +1,6 @@
 import type { SchemeKey } from '../../quant/quant-scheme.js';
 import { MoeError } from '../../errors.js';
-
-/** How the checkpoint wants keys and values stored. */
-export type KvCacheScheme = 'none' | 'fp8' | 'nvfp4';
+import type { KvCacheScheme } from '../../kv-cache.js';
 
 /** What a checkpoint's configuration says of the quantization of its modules, whoever wrote it. */
 export interface QuantizationConfig {

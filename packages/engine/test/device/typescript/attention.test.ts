@@ -1,5 +1,6 @@
+import type { KvCacheDType } from '@moe-server/core';
 import { expect } from 'chai';
-import type { AttentionCommand, KvCacheDType, KvCacheLayer, KvStoreCommand } from '../../../src/device/commands.js';
+import type { AttentionCommand, KvCacheLayer, KvStoreCommand } from '../../../src/device/commands.js';
 import { CommandBench, floatsIn } from '../command-bench.js';
 
 /** One query head, one key/value head of two columns; a row is [query, key, value]. */
