@@ -13,9 +13,9 @@ async function follow(order: Order): Promise<Answer> {
   if (contestant === undefined) throw new Error('The first order must be "open".');
   switch (order.type) {
     case 'prefill':
-      return { type: 'seconds', seconds: await contestant.prefill(order.numTokens) };
+      return { type: 'timed', seconds: await contestant.prefill(order.numTokens) };
     case 'decode':
-      return { type: 'seconds', seconds: await contestant.decode(order.contextLength, order.numTokens, order.numSequences) };
+      return { type: 'timed', ...(await contestant.decode(order.contextLength, order.numTokens, order.numSequences)) };
     case 'close':
       await contestant.close();
       return { type: 'closed' };

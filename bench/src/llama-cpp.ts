@@ -54,6 +54,9 @@ interface LlamaSequence {
 /** Most tokens of one evaluation; node-llama-cpp's own default of 512 is slower on long prompts. */
 const batchSize = 2048;
 
+/** Positions beside context and answer; a sequence that fills its context to the end shifts it. */
+const spareTokens = 16;
+
 /** llama.cpp through node-llama-cpp, what a Node user installs for this job. */
 export async function openLlamaCpp({ model: modelPath, peer, numThreads, maxModelLen }: ContestantSettings): Promise<Contestant> {
   const startedAt = performance.now();
@@ -70,28 +73,29 @@ export async function openLlamaCpp({ model: modelPath, peer, numThreads, maxMode
   const tokens = (length: number): number[] => Array.from({ length }, () => random.int(vocabSize - 8));
   const generation = { temperature: 0, yieldEogToken: true } as const;
 
-  // One context per number of sequences; `contextSize` is what each of them can hold.
-  const contexts = new Map<number, { readonly context: LlamaContext; readonly sequences: readonly LlamaSequence[] }>();
-  const sequencesFor = async (count: number): Promise<readonly LlamaSequence[]> => {
-    const known = contexts.get(count);
-    if (known !== undefined) return known.sequences;
+  // One context at a time, of the sequences and the length that are asked for: keys and values of several engines must fit side by side.
+  let current: { readonly context: LlamaContext; readonly sequences: readonly LlamaSequence[]; readonly contextSize: number } | undefined;
+  const sequencesFor = async (count: number, length: number): Promise<readonly LlamaSequence[]> => {
+    if (current?.sequences.length === count && current.contextSize >= length) return current.sequences;
+    await current?.context.dispose();
+    current = undefined;
+    const contextSize = count === 1 ? maxModelLen : length;
     const context = await model.createContext({
-      contextSize: maxModelLen,
-      batchSize: Math.min(batchSize, maxModelLen),
+      contextSize,
+      batchSize: Math.min(batchSize, contextSize),
       sequences: count,
       threads: numThreads,
       flashAttention: 'auto',
       ignoreMemorySafetyChecks: true,
     });
-    const sequences = Array.from({ length: count }, () => context.getSequence());
-    contexts.set(count, { context, sequences });
-    return sequences;
+    current = { context, sequences: Array.from({ length: count }, () => context.getSequence()), contextSize };
+    return current.sequences;
   };
 
   return {
-    facts: { engine: 'llama.cpp', via: `node-llama-cpp ${version}`, release: llama.llamaCppRelease.release, loadSeconds },
+    facts: { engine: 'llama.cpp', details: [`node-llama-cpp ${version}`, `llama.cpp ${llama.llamaCppRelease.release}`], loadSeconds },
     prefill: async (numTokens) => {
-      const [sequence] = await sequencesFor(1);
+      const [sequence] = await sequencesFor(1, numTokens + 1);
       if (sequence === undefined) throw new Error('The context has no sequence.');
       await sequence.clearHistory();
       const prompt = tokens(numTokens);
@@ -103,7 +107,7 @@ export async function openLlamaCpp({ model: modelPath, peer, numThreads, maxMode
       return seconds;
     },
     decode: async (contextLength, numTokens, numSequences) => {
-      const sequences = await sequencesFor(numSequences);
+      const sequences = await sequencesFor(numSequences, contextLength + numTokens + spareTokens);
       for (const sequence of sequences) {
         // After a run the sequence is cut back to its context, and the next run begins there.
         if (sequence.nextTokenIndex === contextLength - 1) continue;
@@ -119,10 +123,10 @@ export async function openLlamaCpp({ model: modelPath, peer, numThreads, maxMode
       await Promise.all(steps.map((step) => step.return()));
       for (const sequence of sequences)
         await sequence.eraseContextTokenRanges([{ start: contextLength - 1, end: sequence.nextTokenIndex }]);
-      return seconds;
+      return { seconds };
     },
     close: async () => {
-      for (const { context } of contexts.values()) await context.dispose();
+      await current?.context.dispose();
       await model.dispose();
       await llama.dispose();
     },

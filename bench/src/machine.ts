@@ -1,7 +1,6 @@
 import { execFileSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { cpus, release, totalmem } from 'node:os';
-import { measureBandwidth } from '@moe-server/engine';
 
 /** What results must say about where they were measured. */
 export interface Machine {
@@ -34,9 +33,14 @@ function currentCommit(): string | undefined {
   }
 }
 
-/** Read bandwidth in GB/s: random pieces of 1.5 MiB of a GiB, as the experts of a token are read. */
-export function readBandwidth(numThreads: number): Promise<number> {
-  return measureBandwidth({ numThreads, totalBytes: 2 ** 30, pieceBytes: 1.5 * 2 ** 20 });
+/** The most memory that a process has held. Linux only; undefined elsewhere. */
+export function peakBytesOf(pid: number): number | undefined {
+  try {
+    const kilobytes = /^VmHWM:\s+(\d+)/m.exec(readFileSync(`/proc/${String(pid)}/status`, 'utf8'))?.[1];
+    return kilobytes === undefined ? undefined : 1024 * Number(kilobytes);
+  } catch {
+    return undefined;
+  }
 }
 
 /** Processor time used so far, in seconds: by the whole machine, and by the given processes with their threads. */
@@ -84,15 +88,22 @@ export async function withForeignLoad<T>(
   return { value, foreign: Math.max(0, (after.machine - before.machine - (after.own - before.own)) / seconds) };
 }
 
-/** Waits for other programs, no longer than the budget that all calls share. */
-export class QuietWaiter {
+/** A run, or that it does not count. */
+export type QuietRun<T> =
+  { readonly counts: true; readonly value: T; readonly foreign: number | undefined } | { readonly counts: false; readonly foreign: number };
+
+/**
+ * Keeps other programs out of the figures: waits until they leave the processors alone, and throws away runs that they disturbed. Both take from
+ * one budget of seconds; when it is spent every run counts, and the figure says what others used.
+ */
+export class QuietGuard {
   #secondsLeft: number;
 
   constructor(budgetSeconds: number) {
     this.#secondsLeft = budgetSeconds;
   }
 
-  /** Resolves when others use less than a tenth of a processor, or the budget is spent. */
+  /** Resolves when others are quiet, or the budget is spent. @param pids - whose work is our own. */
   async wait(pids: readonly number[]): Promise<void> {
     while (this.#secondsLeft > 0) {
       const { foreign } = await withForeignLoad(pids, () => new Promise((resolve) => setTimeout(resolve, pollMs)));
@@ -100,7 +111,21 @@ export class QuietWaiter {
       this.#secondsLeft -= pollMs / 1000;
     }
   }
+
+  /** Waits, then runs `body`. */
+  async run<T>(pids: readonly number[], body: () => Promise<T>): Promise<QuietRun<T>> {
+    await this.wait(pids);
+    const startedAt = performance.now();
+    const { value, foreign } = await withForeignLoad(pids, body);
+    const seconds = (performance.now() - startedAt) / 1000;
+    // Times are counted in hundredths of a second: in a short run a tick or two mean nothing.
+    if (this.#secondsLeft <= 0 || foreign === undefined || foreign <= Math.max(quietProcessors, 2.5 / ticksPerSecond / seconds))
+      return { counts: true, value, foreign };
+    this.#secondsLeft -= seconds;
+    return { counts: false, foreign };
+  }
 }
 
 const pollMs = 500;
+/** Half of it is what an idle system uses. */
 const quietProcessors = 0.1;

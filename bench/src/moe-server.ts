@@ -1,21 +1,34 @@
+import type { Plan, PluginHost } from '@moe-server/core';
 import type { GenerationRequest } from '@moe-server/engine';
 import { Random } from '@moe-server/core/conformance';
 import { createEngine } from 'moe-server';
 import type { Contestant, ContestantSettings } from './contestant.js';
+import { promptOperationsOf } from './prompt-operations.js';
+import type { PromptOperations } from './prompt-operations.js';
 
 /** This project's engine, composed as the server composes it, without HTTP. */
 export async function openMoeServer({ model, numThreads, maxModelLen, maxNumSeqs, numerics }: ContestantSettings): Promise<Contestant> {
   const startedAt = performance.now();
-  const { engine, info, dispose } = await createEngine({
-    model,
-    threads: numThreads,
-    maxModelLen,
-    // The server's default of 64 sequences costs nothing but cache.
-    maxNumSeqs,
-    plugins: false,
-    seed: 1,
-    ...(numerics === undefined ? {} : { numericsPolicy: { default: numerics as 'auto' } }),
-  });
+  let plugins: PluginHost | undefined;
+  let prompt: PromptOperations | undefined;
+  const { engine, info, runner, dispose } = await createEngine(
+    {
+      model,
+      threads: numThreads,
+      maxModelLen,
+      // The server's default of 64 sequences costs nothing but cache.
+      maxNumSeqs,
+      plugins: false,
+      seed: 1,
+      ...(numerics === undefined ? {} : { numericsPolicy: { default: numerics as 'auto' } }),
+    },
+    {
+      onPlugins: (host) => (plugins = host),
+      onPlan: (plan, description, config) => {
+        if (plugins !== undefined) prompt = promptOperationsOf(plan, description, config, plugins, plan.maxNumTokens);
+      },
+    },
+  );
   const loadSeconds = (performance.now() - startedAt) / 1000;
   const random = new Random(1);
   const tokens = (length: number): number[] => Array.from({ length }, () => random.int(info.vocabSize));
@@ -48,11 +61,9 @@ export async function openMoeServer({ model, numThreads, maxModelLen, maxNumSeqs
   return {
     facts: {
       engine: 'moe-server',
-      quantization: info.quantization,
-      device: info.device,
-      kvCache: info.kvCache.dtype,
-      bindings: bindingsOf(info.plan),
+      details: [info.quantization, ...bindingsOf(info.plan), `${info.kvCache.dtype} KV cache`],
       loadSeconds,
+      ...(prompt === undefined ? {} : { prompt }),
     },
     prefill: async (numTokens) => {
       const prompt = tokens(numTokens);
@@ -71,6 +82,8 @@ export async function openMoeServer({ model, numThreads, maxModelLen, maxNumSeqs
       // Timed from where every sequence has its first token (before, some prompts are still being computed) to where every one has
       // `numTokens` more than it had then.
       let startedAt = 0;
+      let expertsBefore = 0;
+      let expertsPerStep = 0;
       let targets = new Map<string, number>();
       const seconds = await new Promise<number>((resolve, reject) => {
         onFailure = reject;
@@ -78,8 +91,11 @@ export async function openMoeServer({ model, numThreads, maxModelLen, maxNumSeqs
           counts.set(requestId, (counts.get(requestId) ?? 0) + 1);
           if (startedAt === 0 && counts.size === numSequences) {
             startedAt = performance.now();
+            expertsBefore = runner.numExpertsChosen;
             targets = new Map([...counts].map(([id, had]) => [id, had + numTokens]));
           } else if (startedAt > 0 && [...targets].every(([id, target]) => (counts.get(id) ?? 0) >= target)) {
+            // Events come while the next step runs, which is counted when it has ended: between two events lie whole steps.
+            expertsPerStep = (runner.numExpertsChosen - expertsBefore) / numTokens;
             resolve((performance.now() - startedAt) / 1000);
           }
         };
@@ -88,7 +104,7 @@ export async function openMoeServer({ model, numThreads, maxModelLen, maxNumSeqs
       });
       onToken = () => undefined;
       for (const id of counts.keys()) engine.abort(id);
-      return seconds;
+      return { seconds, expertsPerStep };
     },
     close: dispose,
   };
@@ -117,13 +133,11 @@ const sampling: GenerationRequest['sampling'] = {
 };
 
 /** `cpu/nvfp4-wider-avx512 x 12`: which rules serve how many layers. */
-function bindingsOf(plan: unknown): Readonly<Record<string, number>> {
-  const counts: Record<string, number> = {};
-  const { layers } = plan as {
-    readonly layers: readonly { readonly bindings: readonly { readonly backend: string; readonly rule: string }[] }[];
-  };
+function bindingsOf(plan: unknown): string[] {
+  const counts = new Map<string, number>();
+  const { layers } = plan as Plan;
   for (const { bindings } of layers) {
-    for (const { backend, rule } of bindings) counts[`${backend}/${rule}`] = (counts[`${backend}/${rule}`] ?? 0) + 1;
+    for (const { backend, rule } of bindings) counts.set(`${backend}/${rule}`, (counts.get(`${backend}/${rule}`) ?? 0) + 1);
   }
-  return counts;
+  return [...counts].map(([rule, count]) => `${rule} x ${String(count)}`);
 }

@@ -1,9 +1,10 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { parseArgs } from 'node:util';
 import { deepseekV3, measureProcess, mixedQwen35Moe, repositoryRoot, writeSparseCheckpoint } from '@moe-server/test-kit';
 import type { MeasuredProcess, SparseModel } from '@moe-server/test-kit';
+import { parseArguments, UsageError } from './arguments.js';
+import { median } from './figures.js';
 import { describeMachine } from './machine.js';
 
 const help = `Measures "moe-server plan" on checkpoints in their real sizes, of which only the headers lie on disk.
@@ -24,22 +25,22 @@ const shapes: readonly Shape[] = [
   { name: 'DeepSeek-V3 NVFP4', model: () => deepseekV3({ experts: 'nvfp4' }) },
 ];
 
-/** Writes each shape, plans it in fresh processes, and prints one line of figures for it. */
-async function main(): Promise<void> {
-  const { values } = parseArgs({
+/** `npm run bench -- plan`: writes each shape, plans it in fresh processes, and prints one line of figures for it. */
+export async function planBench(args: string[]): Promise<void> {
+  const { values } = parseArguments({
+    args,
     options: {
       as: { type: 'string', default: 'gb10' },
       runs: { type: 'string', default: '5' },
       help: { type: 'boolean', short: 'h', default: false },
     },
-    allowPositionals: true,
   });
   if (values.help) {
     process.stdout.write(`${help}\n`);
     return;
   }
   const numRuns = Number(values.runs);
-  if (!Number.isInteger(numRuns) || numRuns < 1) throw new Error(`--runs: expected a positive integer, got ${values.runs}`);
+  if (!Number.isInteger(numRuns) || numRuns < 1) throw new UsageError(`--runs: expected a positive integer, got ${values.runs}`);
   const { processor, processors, node, commit = 'unknown' } = describeMachine();
   process.stdout.write(`${processor}, ${String(processors)} processors, Node ${node}, commit ${commit}\n\n`);
   for (const { name, model } of shapes) {
@@ -68,12 +69,3 @@ async function main(): Promise<void> {
     }
   }
 }
-
-function median(values: readonly number[]): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  const middle = Math.floor(sorted.length / 2);
-  const [low, high] = [sorted[Math.ceil(sorted.length / 2) - 1] ?? 0, sorted[middle] ?? 0];
-  return (low + high) / 2;
-}
-
-await main();
