@@ -22,6 +22,7 @@ uint64_t enabled_state() {
 
 struct Features {
   bool avx2 = false;
+  bool avxvnni = false;
   bool avx512 = false;
 };
 
@@ -45,8 +46,10 @@ Features detect() {
   features.avx2 = has_all(b, 1u << 5);
   // F, DQ, BW, VL; VBMI, VNNI.
   const bool avx512 = has_all(b, 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31) && has_all(c, 1u << 1 | 1u << 11);
-  if (!features.avx2 || !avx512 || (state & 0xe6) != 0xe6) return features;
-  features.avx512 = __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && has_all(a, 1u << 5);  // BF16
+  // EAX of leaf 7 is the number of its further parts.
+  if (!features.avx2 || a < 1 || __get_cpuid_count(7, 1, &a, &b, &c, &d) == 0) return features;
+  features.avxvnni = has_all(a, 1u << 4);
+  features.avx512 = avx512 && has_all(a, 1u << 5) && (state & 0xe6) == 0xe6;  // BF16
   return features;
 }
 
@@ -67,7 +70,7 @@ const IsaKernels* find_kernels(Isa isa) {
     case Isa::kAvx512:
       return &avx512_kernels();
     case Isa::kAvx2:
-      return &avx2_kernels();
+      return &avx2_kernels(features().avxvnni);
     default:
       return &portable_kernels();
   }
@@ -76,12 +79,14 @@ const IsaKernels* find_kernels(Isa isa) {
 #elif defined(__aarch64__)
 namespace {
 
-bool has_dotprod() {
+NeonDot detect() {
 #if defined(__linux__)
-  static const bool has = (getauxval(AT_HWCAP) & (1ul << 20)) != 0;  // HWCAP_ASIMDDP
-  return has;
+  constexpr unsigned long kDotprod = 1ul << 20;  // HWCAP_ASIMDDP
+  constexpr unsigned long kI8mm = 1ul << 13;     // HWCAP2_I8MM
+  if ((getauxval(AT_HWCAP) & kDotprod) == 0) return NeonDot::kWidening;
+  return (getauxval(AT_HWCAP2) & kI8mm) == 0 ? NeonDot::kDotprod : NeonDot::kI8mm;
 #else
-  return false;
+  return NeonDot::kWidening;
 #endif
 }
 
@@ -91,7 +96,8 @@ bool has_dotprod() {
 bool supports(Isa isa) { return isa == Isa::kPortable || isa == Isa::kNeon; }
 
 const IsaKernels* find_kernels(Isa isa) {
-  if (isa == Isa::kNeon) return &neon_kernels(has_dotprod());
+  static const NeonDot dot = detect();
+  if (isa == Isa::kNeon) return &neon_kernels(dot);
   return isa == Isa::kPortable ? &portable_kernels() : nullptr;
 }
 

@@ -15,8 +15,8 @@ import type { CpuScheme } from './formats.js';
 export const layout = 'cpu/r16@1';
 
 /**
- * Extensions that the kernels of an instruction set use, exactly those they are compiled with. NEON kernels multiply whole numbers with `dotprod`
- * where the processor has it and without where not, to the same bits: no rule asks for it.
+ * Extensions that the kernels of an instruction set use, exactly those they are compiled with. No rule asks for what only makes the products of whole
+ * numbers faster, to the same bits, where the processor has it: AVX-VNNI beside AVX2, `dotprod` and `i8mm` beside NEON.
  */
 const features: Readonly<Record<InstructionSet, readonly CpuFeature[]>> = {
   avx512: ['avx2', 'fma', 'f16c', 'avx512f', 'avx512bw', 'avx512vl', 'avx512dq', 'avx512vbmi', 'avx512vnni', 'avx512bf16'],

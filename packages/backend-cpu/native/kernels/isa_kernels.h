@@ -79,11 +79,17 @@ struct IsaKernels {
 };
 
 const IsaKernels& portable_kernels();
-// Only on x86-64; call them only when the processor has the features.
-const IsaKernels& avx2_kernels();
+// Only on x86-64; call them only when the processor has the features. With AVX-VNNI whole numbers multiply faster, to
+// the same bits.
+const IsaKernels& avx2_kernels(bool has_vnni);
 const IsaKernels& avx512_kernels();
-// Only on 64-bit ARM. Both tables compute the same bits; with FEAT_DotProd whole numbers multiply faster.
-const IsaKernels& neon_kernels(bool has_dotprod);
+
+// How a 64-bit ARM processor multiplies whole numbers: by instructions that all have, by those of FEAT_DotProd, or by
+// those of FEAT_DotProd and FEAT_I8MM.
+enum class NeonDot : uint8_t { kWidening, kDotprod, kI8mm };
+
+// Only on 64-bit ARM. All tables compute the same bits.
+const IsaKernels& neon_kernels(NeonDot dot);
 
 }  // namespace moe
 

@@ -11,6 +11,19 @@ inline float32x4_t decode_e4m3_scales(const uint8_t* bytes) {
   return vcvt_f32_f16(vreinterpret_f16_u16(half));
 }
 
+// Codes of 16 columns of four rows, as doubled values: w[2v] and w[2v + 1] have columns 0 4 1 5 and 2 6 3 7 of eight of
+// each row.
+inline void decode_codes(const uint8_t* codes, int8x16_t* w) {
+  const int8_t doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+  const int8x16_t table = vld1q_s8(doubled);
+#pragma GCC unroll 2
+  for (int v = 0; v < 2; ++v) {
+    const uint8x16_t packed = vld1q_u8(codes + v * kLine);
+    w[2 * v] = vqtbl1q_s8(table, vandq_u8(packed, vdupq_n_u8(15)));
+    w[2 * v + 1] = vqtbl1q_s8(table, vshrq_n_u8(packed, 4));
+  }
+}
+
 // Dot::chunk(w, x): per row of four, the sum over 16 columns. w[i]: four bytes of each row, x: the codes of one token
 // in the same order (row_operators.inl). |sum of a group| <= 16 * 12 * 12.
 //
@@ -19,9 +32,6 @@ inline float32x4_t decode_e4m3_scales(const uint8_t* bytes) {
 template <typename Dot, int M>
 void nvfp4_integer_tile(const TileArgs& args, const uint8_t* const* rows, float* sums) {
   constexpr int kQuarters = M <= 4 ? 4 : 1;
-  const int8_t doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-  const int8x16_t table = vld1q_s8(doubled);
-  const uint8x16_t nibble = vdupq_n_u8(15);
   for (int first = 0; first < 4; first += kQuarters) {
     float32x4_t acc[kQuarters][M];
     for (int q = 0; q < kQuarters; ++q) {
@@ -33,15 +43,9 @@ void nvfp4_integer_tile(const TileArgs& args, const uint8_t* const* rows, float*
 #pragma GCC unroll 4
       for (int q = 0; q < kQuarters; ++q) {
         const int row = 4 * (first + q);
-        const uint8_t* codes = block + kLine + group * 2 * kLine + row * 4;
         const float32x4_t weight_scale = decode_e4m3_scales(block + group * kTileRows + row);
         int8x16_t w[4];
-#pragma GCC unroll 2
-        for (int v = 0; v < 2; ++v) {
-          const uint8x16_t packed = vld1q_u8(codes + v * kLine);
-          w[2 * v] = vqtbl1q_s8(table, vandq_u8(packed, nibble));
-          w[2 * v + 1] = vqtbl1q_s8(table, vshrq_n_u8(packed, 4));
-        }
+        decode_codes(block + kLine + group * 2 * kLine + row * 4, w);
 #pragma GCC unroll 12
         for (int m = 0; m < M; ++m) {
           const int8x16_t x = vld1q_s8(reinterpret_cast<const int8_t*>(rows[m]) + column);
@@ -56,5 +60,14 @@ void nvfp4_integer_tile(const TileArgs& args, const uint8_t* const* rows, float*
     for (int q = 0; q < kQuarters; ++q) {
       for (int m = 0; m < M; ++m) vst1q_f32(sums + m * kTileRows + 4 * (first + q), acc[q][m]);
     }
+  }
+}
+
+template <typename Dot, int M = 1>
+TileFn select_integer_tile(int num_tokens) {
+  if constexpr (M > kMaxTileTokens) {
+    return nullptr;
+  } else {
+    return num_tokens == M ? nvfp4_integer_tile<Dot, M> : select_integer_tile<Dot, M + 1>(num_tokens);
   }
 }

@@ -6,9 +6,10 @@
 
 namespace moe {
 
-// NVFP4 weights and inputs; only for processors with FEAT_DotProd. The same bits as the tile function that does
-// without.
+// NVFP4 weights and inputs; only for processors with FEAT_DotProd, or with FEAT_I8MM as well. The same bits as the tile
+// function that does without.
 TileFn neon_dotprod_tile(int num_tokens);
+TileFn neon_i8mm_tile(int num_tokens);
 
 }  // namespace moe
 

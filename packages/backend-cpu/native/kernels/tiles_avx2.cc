@@ -8,6 +8,7 @@
 // in neighbouring lanes and meet at the end.
 #include <immintrin.h>
 
+#include "avx2_tiles.h"
 #include "isa_kernels.h"
 
 namespace moe {
@@ -323,6 +324,11 @@ TileFn select_tokens(WeightFormat format, InputKind kind, int num_tokens) {
 
 TileFn tile(WeightFormat format, InputKind kind, int num_tokens) { return select_tokens<1>(format, kind, num_tokens); }
 
+TileFn vnni_tile(WeightFormat format, InputKind kind, int num_tokens) {
+  const bool whole_numbers = format == WeightFormat::kNvfp4 && kind == InputKind::kNvfp4;
+  return whole_numbers ? avxvnni_tile(num_tokens) : tile(format, kind, num_tokens);
+}
+
 Element element(WeightFormat, InputKind kind) { return kind == InputKind::kNvfp4 ? Element::kCode8 : Element::kF32; }
 
 // e4m3 weights and block scales are decoded 2^8 too small, and both factors of an integer product are doubled.
@@ -340,10 +346,12 @@ float sum_factor(WeightFormat format, InputKind kind) {
 
 }  // namespace
 
-const IsaKernels& avx2_kernels() {
-  static const IsaKernels kernels = {Isa::kAvx2,  "avx2",          element, tile,  sum_factor,
-                                     prepare_row, quantize_record, gate_up, finish};
-  return kernels;
+const IsaKernels& avx2_kernels(bool has_vnni) {
+  static const IsaKernels plain = {Isa::kAvx2,  "avx2",          element, tile,  sum_factor,
+                                   prepare_row, quantize_record, gate_up, finish};
+  static const IsaKernels with_vnni = {Isa::kAvx2,  "avx2 with vnni", element, vnni_tile, sum_factor,
+                                       prepare_row, quantize_record,  gate_up, finish};
+  return has_vnni ? with_vnni : plain;
 }
 
 }  // namespace moe

@@ -13,9 +13,8 @@ namespace moe {
 namespace {
 
 #include "lanes.inl"
-#include "row_operators.inl"
-
 #include "neon_integer.inl"
+#include "row_operators.inl"
 
 // Decoders. `columns` makes floats of 8 columns of four rows, in ascending order; `data` is where the four rows of the
 // chunk lie, `half` which 8 of its 16 columns. `scale` gives the factor of the chunk for each row.
@@ -255,9 +254,11 @@ TileFn select_tokens(WeightFormat format, InputKind kind, int num_tokens) {
 
 TileFn tile(WeightFormat format, InputKind kind, int num_tokens) { return select_tokens<1>(format, kind, num_tokens); }
 
-TileFn dotprod_tile(WeightFormat format, InputKind kind, int num_tokens) {
+// The table's tile function where whole numbers are multiplied by `Integers`.
+template <TileFn (*Integers)(int num_tokens)>
+TileFn tile_with(WeightFormat format, InputKind kind, int num_tokens) {
   const bool whole_numbers = format == WeightFormat::kNvfp4 && kind == InputKind::kNvfp4;
-  return whole_numbers ? neon_dotprod_tile(num_tokens) : tile(format, kind, num_tokens);
+  return whole_numbers ? Integers(num_tokens) : tile(format, kind, num_tokens);
 }
 
 Element element(WeightFormat, InputKind kind) { return kind == InputKind::kNvfp4 ? Element::kCode8 : Element::kF32; }
@@ -277,12 +278,14 @@ float sum_factor(WeightFormat format, InputKind kind) {
 
 }  // namespace
 
-const IsaKernels& neon_kernels(bool has_dotprod) {
-  static const IsaKernels plain = {Isa::kNeon,  "neon",          element, tile,  sum_factor,
-                                   prepare_row, quantize_record, gate_up, finish};
-  static const IsaKernels with_dotprod = {Isa::kNeon,  "neon with dotprod", element, dotprod_tile, sum_factor,
-                                          prepare_row, quantize_record,     gate_up, finish};
-  return has_dotprod ? with_dotprod : plain;
+const IsaKernels& neon_kernels(NeonDot dot) {
+  const auto kernels = [](const char* name, decltype(IsaKernels::tile) tile_function) {
+    return IsaKernels{Isa::kNeon,      name,    element, tile_function, sum_factor, prepare_row,
+                      quantize_record, gate_up, finish};
+  };
+  static const IsaKernels tables[] = {kernels("neon", tile), kernels("neon with dotprod", tile_with<neon_dotprod_tile>),
+                                      kernels("neon with i8mm", tile_with<neon_i8mm_tile>)};
+  return tables[static_cast<int>(dot)];
 }
 
 }  // namespace moe

@@ -21,17 +21,8 @@ struct Sdot {
   }
 };
 
-template <int M>
-TileFn select(int num_tokens) {
-  if constexpr (M > kMaxTileTokens) {
-    return nullptr;
-  } else {
-    return num_tokens == M ? nvfp4_integer_tile<Sdot, M> : select<M + 1>(num_tokens);
-  }
-}
-
 }  // namespace
 
-TileFn neon_dotprod_tile(int num_tokens) { return select<1>(num_tokens); }
+TileFn neon_dotprod_tile(int num_tokens) { return select_integer_tile<Sdot>(num_tokens); }
 
 }  // namespace moe

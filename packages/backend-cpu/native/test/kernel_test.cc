@@ -139,28 +139,6 @@ void test_linear(const IsaKernels& isa, WeightFormat format, InputKind input, in
   kernel.destroy(kernel.self);
 }
 
-#if defined(__aarch64__)
-// Which processor it was must not be seen in a result: every number of tokens, with dot products and without.
-void test_dotprod(const ThreadPool& pool) {
-  std::mt19937 random(17);
-  constexpr int64_t kColumns = 416;
-  const RandomMatrix m = random_matrix({WeightFormat::kNvfp4, 133, kColumns, true}, random);
-  const auto weights = PackedWeights::for_modules({m.shape});
-  check(weights->pack(0, m.source()) == PackResult::kOk, "pack");
-  for (int64_t tokens = 1; tokens <= kMaxTileTokens; ++tokens) {
-    const std::vector<float> x = random_rows(tokens, kColumns, random);
-    std::vector<float> outputs[2];
-    for (const bool has_dotprod : {false, true}) {
-      const IsaKernels& isa = has_dotprod ? *find_kernels(Isa::kNeon) : neon_kernels(false);
-      moe_kernel kernel = make_linear_kernel({weights, &isa, InputKind::kNvfp4, {0.003f}, "test"});
-      outputs[has_dotprod] = run_linear(kernel, x, tokens, kColumns, 133, pool);
-      kernel.destroy(kernel.self);
-    }
-    check(outputs[0] == outputs[1], "dot products give the same bits, tokens: " + std::to_string(tokens));
-  }
-}
-#endif
-
 // The activation alone: accurate over all of its range, and the same bits on every instruction set.
 void test_activation() {
   const RowLayout input = make_row_layout(InputKind::kFloat, Element::kF32, 16);
@@ -323,9 +301,6 @@ int main() {
   }
   test_nan_is_refused();
   test_activation();
-#if defined(__aarch64__)
-  test_dotprod(pool);
-#endif
   for (const WeightFormat format : {WeightFormat::kNvfp4, WeightFormat::kMxfp4, WeightFormat::kFp8,
                                     WeightFormat::kFp8Block128, WeightFormat::kBf16, WeightFormat::kF16}) {
     test_pack(format, 40, 96);
