@@ -36,6 +36,13 @@ export class RouterTap {
           if (last?.op === 'route') this.routed.push(copy(last, inputs));
         }
       },
+      get numExpertsChosen() {
+        return device.numExpertsChosen;
+      },
+      /** Of its last piece. */
+      get lastStep() {
+        return device.lastStep;
+      },
       dispose: () => {
         device.dispose();
       },

@@ -27,6 +27,7 @@ Napi::Function DeviceObject::define(Napi::Env env) {
                          InstanceMethod<&DeviceObject::release>("release"),
                          InstanceMethod<&DeviceObject::dispose>("dispose"),
                          InstanceMethod<&DeviceObject::experts_chosen>("expertsChosen"),
+                         InstanceMethod<&DeviceObject::last_step>("lastStep"),
                      });
 }
 
@@ -48,8 +49,9 @@ DeviceObject::DeviceObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<De
   if (status != napi_ok) throw Napi::Error::New(info.Env(), "cannot create the completion of the CPU device");
   /* An idle device does not keep the process alive. */
   napi_unref_threadsafe_function(env_, completed_);
-  executor_ = std::make_unique<Executor>(num_threads, kernels, [this](StepResult result) {
+  executor_ = std::make_unique<Executor>(num_threads, kernels, [this](StepResult result, StepTimes times) {
     result_ = std::move(result);
+    times_ = times;
     napi_call_threadsafe_function(completed_, nullptr, napi_tsfn_nonblocking);
   });
   napi_add_env_cleanup_hook(env_, &DeviceObject::on_cleanup, this);
@@ -142,6 +144,7 @@ void DeviceObject::complete(Napi::Env env) {
   napi_unref_threadsafe_function(env, completed_);
   Unref();
   experts_chosen_ += result.experts_chosen;
+  last_times_ = times_;
   if (result.ok) {
     deferred.Resolve(env.Undefined());
     return;
@@ -160,6 +163,14 @@ Napi::Value DeviceObject::release(const Napi::CallbackInfo& info) {
 
 Napi::Value DeviceObject::experts_chosen(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(experts_chosen_));
+}
+
+Napi::Value DeviceObject::last_step(const Napi::CallbackInfo& info) {
+  constexpr double kNsPerMs = 1e6;
+  Napi::Object result = Napi::Object::New(info.Env());
+  result.Set("beganMs", Napi::Number::New(info.Env(), static_cast<double>(last_times_.began) / kNsPerMs));
+  result.Set("endedMs", Napi::Number::New(info.Env(), static_cast<double>(last_times_.ended) / kNsPerMs));
+  return result;
 }
 
 Napi::Value DeviceObject::dispose(const Napi::CallbackInfo& info) {

@@ -19,9 +19,10 @@ namespace moe {
  *   compile(commands, limits) → { id, numCommands, workspaceBytes }
  *   submit(id, stepBuffer) → Promise<void>; rejected with an Error whose `command` names who failed
  *   release(id), dispose()
+ *   lastStep() → { beganMs, endedMs } of the last step that ended, on the steady clock
  *   expertsChosen() → different experts that were chosen, added up over layers and steps
  *
- * All members are touched on the JavaScript thread only, except result_, which passes from the executor's thread
+ * All members are touched on the JavaScript thread only, except result_ and times_, which pass from the executor's thread
  * through the thread-safe function.
  */
 class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
@@ -42,6 +43,7 @@ class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
   Napi::Value release(const Napi::CallbackInfo& info);
   Napi::Value dispose(const Napi::CallbackInfo& info);
   Napi::Value experts_chosen(const Napi::CallbackInfo& info);
+  Napi::Value last_step(const Napi::CallbackInfo& info);
 
   Entry& entry(const Napi::Value& id);
   /* Ends the threads, waiting for the running step. */
@@ -67,6 +69,8 @@ class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
   Owners step_buffer_;
   const void* step_data_ = nullptr;
   StepResult result_;
+  StepTimes times_;
+  StepTimes last_times_;
   int64_t experts_chosen_ = 0;
 };
 

@@ -163,11 +163,12 @@ export class Engine {
 
   async #step(step: ScheduledStep): Promise<void> {
     const startedAt = this.#clock();
+    // Begun before anything else: what can be done beside the step must not hold it up.
+    const execution = this.#execute(step);
     if (this.#stepEndedAt !== undefined) this.#metrics.betweenStepsMs += startedAt - this.#stepEndedAt;
     this.#metrics.stepStarted(step.sequences, startedAt);
     this.#hasTurned = false;
     setImmediate(this.#noteTurn);
-    const execution = this.#execute(step);
     this.#emitPending();
     let output: StepOutput;
     try {

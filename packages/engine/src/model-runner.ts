@@ -1,7 +1,7 @@
 import { MoeError } from '@moe-server/core';
 import type { Batch, BatchSequence, LogitRow, StepOutput } from './batch.js';
 import type { BufferRef } from './device/commands.js';
-import type { Device } from './device/device.js';
+import type { Device, StepTimes } from './device/device.js';
 import type { StepLimits } from './device/step-inputs.js';
 import { StepInputs, layoutStep } from './device/step-inputs.js';
 import type { KvCache } from './kv-cache.js';
@@ -74,6 +74,11 @@ export class ModelRunner {
   /** Different experts that routing chose, added up over layers and all steps so far. */
   get numExpertsChosen(): number {
     return this.#device.numExpertsChosen;
+  }
+
+  /** When the device computed the last step that ended. */
+  get lastStep(): StepTimes {
+    return this.#device.lastStep;
   }
 
   /**

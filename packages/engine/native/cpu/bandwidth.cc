@@ -45,7 +45,7 @@ double measure_bandwidth(uint32_t num_threads, uint64_t total_bytes, uint64_t pi
   std::array<double, kPasses> rates{};
   std::atomic<uint64_t> result{0};
   uint64_t random = 1;
-  pool.begin_step();
+  pool.wake();
   for (double& rate : rates) {
     const uint64_t seed = random++;
     const auto from = Clock::now();
@@ -63,7 +63,6 @@ double measure_bandwidth(uint32_t num_threads, uint64_t total_bytes, uint64_t pi
     });
     rate = static_cast<double>(num_pieces * piece) / std::chrono::duration<double>(Clock::now() - from).count();
   }
-  pool.end_step();
   std::sort(rates.begin(), rates.end());
   return rates[kPasses / 2];
 }

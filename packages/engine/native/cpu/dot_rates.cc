@@ -31,7 +31,7 @@ double measure_dot_rate(uint32_t num_threads, DotLoop loop) {
   ThreadPool pool(num_threads);
   std::array<double, kPasses> rates{};
   std::atomic<uint64_t> operations{0};
-  pool.begin_step();
+  pool.wake();
   for (double& rate : rates) {
     operations.store(0, std::memory_order_relaxed);
     const auto from = Clock::now();
@@ -40,7 +40,6 @@ double measure_dot_rate(uint32_t num_threads, DotLoop loop) {
     });
     rate = static_cast<double>(operations.load()) / std::chrono::duration<double>(Clock::now() - from).count();
   }
-  pool.end_step();
   std::sort(rates.begin(), rates.end());
   return rates[kPasses / 2];
 }

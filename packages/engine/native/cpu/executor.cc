@@ -7,11 +7,9 @@
 namespace moe {
 namespace {
 
-/*
- * After a step the next one usually comes as soon as JavaScript has looked at the result: waiting for it awake for this
- * long saves a wake-up of the same length.
- */
-constexpr auto kSpin = std::chrono::microseconds(60);
+int64_t steady_ns() {
+  return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 }  // namespace
 
@@ -37,7 +35,7 @@ void Executor::submit(const Program* program, const uint8_t* step_buffer) {
 }
 
 bool Executor::next_job(Job& job) {
-  const auto deadline = std::chrono::steady_clock::now() + kSpin;
+  const auto deadline = std::chrono::steady_clock::now() + kAwake;
   for (uint32_t turn = 0; !has_job_.load(std::memory_order_acquire); turn++) {
     if (turn % kSpinTurns == 0 && std::chrono::steady_clock::now() > deadline) break;
     spin(turn);
@@ -54,15 +52,15 @@ void Executor::work() {
   Job job;
   while (next_job(job)) {
     StepResult result;
-    pool_.begin_step();
+    const int64_t began = steady_ns();
+    pool_.wake();
     try {
       result = run_program(*job.program, job.step_buffer, pool_, kernels_);
     } catch (const std::exception& error) {
       /* Kernels must not throw; one that does costs its step, not the process. */
       result = {false, "a command", error.what()};
     }
-    pool_.end_step();
-    completion_(std::move(result));
+    completion_(std::move(result), {began, steady_ns()});
   }
 }
 

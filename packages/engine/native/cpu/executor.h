@@ -19,7 +19,7 @@ namespace moe {
 class Executor {
  public:
   /* Called on the executor's thread when a step has ended. Whoever submitted owns the next move. */
-  using Completion = std::function<void(StepResult result)>;
+  using Completion = std::function<void(StepResult result, StepTimes times)>;
 
   Executor(uint32_t num_threads, const Kernels& kernels, Completion completion);
   /* Waits for the running step. */

@@ -38,6 +38,12 @@ struct Program {
  */
 Program make_program(std::vector<Command> commands, const StepLimits& limits, uint32_t num_threads);
 
+/* When a step ran, in nanoseconds of the steady clock. */
+struct StepTimes {
+  int64_t began = 0;
+  int64_t ended = 0;
+};
+
 /* What came of a step. */
 struct StepResult {
   bool ok = true;

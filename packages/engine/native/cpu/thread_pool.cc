@@ -1,7 +1,6 @@
 #include "thread_pool.h"
 
 #include <algorithm>
-#include <chrono>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -11,12 +10,6 @@ namespace moe {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-/*
- * How long a worker spins for the next dispatch of a running step. Longer than any operator that runs on one thread
- * takes with few rows; a kernel that computes alone for longer costs one wake-up.
- */
-constexpr auto kSpin = std::chrono::microseconds(100);
 
 /* Intervals per thread that a dispatch aims at: enough that a thread the system took away for a while does not hold up
  * the rest. */
@@ -49,13 +42,6 @@ ThreadPool::~ThreadPool() {
   wake();
   for (std::thread& worker : workers_) worker.join();
 }
-
-void ThreadPool::begin_step() {
-  in_step_.store(true);
-  wake();
-}
-
-void ThreadPool::end_step() { in_step_.store(false); }
 
 /*
  * A worker announces itself in sleepers_ and then looks at generation_; here it is the other way round. All four
@@ -117,15 +103,15 @@ void ThreadPool::work(uint32_t thread) {
       last_number = state >> 32;
       take_intervals(thread);
       state_.fetch_sub(1, std::memory_order_release);
-      deadline = Clock::now() + kSpin;
+      deadline = Clock::now() + kAwake;
       continue;
     }
-    if (in_step_.load(std::memory_order_relaxed) && (turn % kSpinTurns != 0 || Clock::now() < deadline)) {
+    if (turn % kSpinTurns != 0 || Clock::now() < deadline) {
       spin(turn);
       continue;
     }
     if (!sleep_until_changed(generation)) return;
-    deadline = Clock::now() + kSpin;
+    deadline = Clock::now() + kAwake;
   }
 }
 

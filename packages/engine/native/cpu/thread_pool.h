@@ -4,6 +4,7 @@
 #include <moe/abi.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
@@ -14,8 +15,16 @@
 namespace moe {
 
 /*
- * One turn of waiting awake, counted by `turn`. Now and then it offers the core to others: on a busy machine the thread
- * that is waited for may be waiting for this very core.
+ * How long a thread waits awake before it sleeps: for the next dispatch of a step, for the next step. Longer than any
+ * operator that runs on one thread takes with few rows, and longer than JavaScript usually takes from one step to the
+ * next. Waking a thread whose core has gone to sleep costs tens of microseconds, on both sides.
+ */
+inline constexpr auto kAwake = std::chrono::microseconds(100);
+
+/*
+ * One turn of waiting awake, counted by `turn`. Now and then it offers the core to others: between steps to the
+ * JavaScript thread, which so finds a core that is awake; on a busy machine to the thread that is waited for, which may
+ * be waiting for this very core.
  */
 void spin(uint32_t turn);
 
@@ -24,10 +33,9 @@ inline constexpr uint32_t kSpinTurns = 32;
 
 /*
  * The threads of one engine. The thread that calls parallel_for is thread 0 and works too; the others, numbered from 1,
- * spin while a step runs, because a dispatch must cost a microsecond, and sleep between steps, because the JavaScript
- * thread needs a core.
+ * stay awake for kAwake after a dispatch, because the next one must cost a microsecond.
  *
- * One thread at a time may use it: begin_step, then any number of parallel_for, then end_step.
+ * One thread at a time may use it.
  */
 class ThreadPool {
  public:
@@ -41,10 +49,12 @@ class ThreadPool {
   const moe_pool* c_pool() const { return &c_pool_; }
 
   /* Wakes the workers, which takes longer than a dispatch, so that they are there when the first one comes. */
-  void begin_step();
-  void end_step();
+  void wake();
 
-  /* As moe_pool.parallel_for. Allocates nothing. */
+  /*
+   * As moe_pool.parallel_for. Intervals are handed out in rising order, each to a thread that begins it at once: an item
+   * may wait for an item before it. Allocates nothing.
+   */
   void run(int64_t count, int64_t grain, moe_task task, void* arg);
 
   /* run() for a callable (int64_t begin, int64_t end, uint32_t thread). */
@@ -71,7 +81,6 @@ class ThreadPool {
   void work(uint32_t thread);
   void take_intervals(uint32_t thread);
   bool sleep_until_changed(uint32_t seen_generation);
-  void wake();
 
   struct Dispatch {
     moe_task task;
@@ -83,8 +92,7 @@ class ThreadPool {
   alignas(64) std::atomic<uint64_t> state_{0};
   alignas(64) std::atomic<int64_t> next_{0};
   alignas(64) Dispatch dispatch_{};
-  alignas(64) std::atomic<bool> in_step_{false};
-  std::atomic<bool> stopping_{false};
+  alignas(64) std::atomic<bool> stopping_{false};
   /* Changes whenever a sleeping worker has a reason to look again. */
   std::atomic<uint32_t> generation_{0};
   std::atomic<uint32_t> sleepers_{0};

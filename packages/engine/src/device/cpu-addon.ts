@@ -1,6 +1,7 @@
 import type { CpuFeature, DotType } from '@moe-server/core';
 import { loadNativeAddon } from '@moe-server/core';
 import type { Command } from './commands.js';
+import type { StepTimes } from './device.js';
 import type { StepField, StepLimits } from './step-inputs.js';
 
 /** Exports of engine_cpu.node (native/addon.cc). A test holds them against the real ones. */
@@ -29,6 +30,7 @@ export interface NativeDevice {
   readonly release: (program: number) => void;
   /** Different experts that routing chose, added up over layers and steps. */
   readonly expertsChosen: () => number;
+  readonly lastStep: () => StepTimes;
   readonly dispose: () => void;
 }
 

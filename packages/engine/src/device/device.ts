@@ -32,7 +32,15 @@ export interface Device {
   readonly submit: (program: Program, inputs: StepInputs) => Promise<void>;
   /** Different experts that routing chose in a step, added up over layers and all steps so far: the weights of so many were read. */
   readonly numExpertsChosen: number;
+  /** Of the last step that ended, also while another one runs. */
+  readonly lastStep: StepTimes;
   readonly dispose: () => void;
+}
+
+/** From when to when a device computed, in milliseconds on the system's monotonic clock, which process.hrtime() reads too. */
+export interface StepTimes {
+  readonly beganMs: number;
+  readonly endedMs: number;
 }
 
 /** A compiled command list; opaque to all but its device. */

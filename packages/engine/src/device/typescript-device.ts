@@ -1,7 +1,7 @@
 import type { DeviceInfo } from '@moe-server/core';
 import { MoeError } from '@moe-server/core';
 import type { BufferRef, Command } from './commands.js';
-import type { Device, Program } from './device.js';
+import type { Device, Program, StepTimes } from './device.js';
 import type { StepInputs, StepLayout, StepLimits } from './step-inputs.js';
 import { attention, kvStore } from './typescript/attention.js';
 import { embed, gatedActivation, gatherRows, headRmsNorm, rmsNorm, rope } from './typescript/dense.js';
@@ -31,6 +31,7 @@ class TypescriptDevice implements Device {
   };
 
   #numExpertsChosen = 0;
+  #lastStep: StepTimes = { beganMs: 0, endedMs: 0 };
 
   readonly #countExperts = (count: number): void => {
     this.#numExpertsChosen += count;
@@ -58,7 +59,9 @@ class TypescriptDevice implements Device {
       return Promise.reject(new MoeError('MOE_INTERNAL', 'The program was compiled by another device.'));
     }
     return Promise.resolve().then(() => {
+      const beganMs = monotonicMs();
       program.run(inputs);
+      this.#lastStep = { beganMs, endedMs: monotonicMs() };
     });
   };
 
@@ -66,9 +69,17 @@ class TypescriptDevice implements Device {
     return this.#numExpertsChosen;
   }
 
+  get lastStep(): StepTimes {
+    return this.#lastStep;
+  }
+
   readonly dispose = (): void => {
     // Everything it owns is garbage-collected memory.
   };
+}
+
+function monotonicMs(): number {
+  return Number(process.hrtime.bigint()) / 1e6;
 }
 
 class InterpretedProgram implements Program {
