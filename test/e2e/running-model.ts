@@ -56,7 +56,11 @@ export class RunningModel {
     const host = simulate === undefined ? await hostFor(options.device) : (await loadPlugins({ plugins: false })).host;
     const plain =
       options.device === 'cpu'
-        ? createCpuDevice({ numThreads: 2, ...(options.features === undefined ? {} : { features: options.features }) })
+        ? createCpuDevice({
+            numThreads: 2,
+            numerics: options.numerics === 'float32' ? 'float32' : 'auto',
+            ...(options.features === undefined ? {} : { features: options.features }),
+          })
         : createTypescriptDevice();
     const device = options.wrapDevice?.(plain) ?? plain;
     const layers = [...description.groups, ...description.linears];

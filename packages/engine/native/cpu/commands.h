@@ -70,10 +70,10 @@ struct KvCache {
   int64_t num_blocks, block_size, num_kv_heads, head_dim;
   float key_scale, value_scale;
 
-  int64_t row_bytes() const { return head_dim * (dtype == KvDType::kBf16 ? 2 : 1); }
-  /* Byte offset of a position of head 0; heads lie block_size rows apart. */
-  int64_t row_offset(int64_t block, int64_t position) const {
-    return (block * num_kv_heads * block_size + position) * row_bytes();
+  int64_t element_bytes() const { return dtype == KvDType::kBf16 ? 2 : 1; }
+  /* Byte offset of a head in a block; kernels.h says how its elements lie. */
+  int64_t block_offset(int64_t block, int64_t head) const {
+    return (block * num_kv_heads + head) * kKvBlock * head_dim * element_bytes();
   }
 };
 

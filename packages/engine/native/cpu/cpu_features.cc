@@ -98,7 +98,9 @@ std::vector<std::string> cpu_features() {
 const Kernels& select_kernels([[maybe_unused]] const std::vector<std::string>& features) {
 #ifdef MOE_X86_64
   const bool avx2 = has_all(features, {"avx2", "fma", "f16c"});
-  if (avx2 && has_all(features, {"avx512f", "avx512bw", "avx512vl", "avx512dq"})) return avx512_kernels();
+  const bool avx512 = avx2 && has_all(features, {"avx512f", "avx512bw", "avx512vl", "avx512dq"});
+  if (avx512 && has_all(features, {"avx512vbmi", "avx512bf16"})) return avx512_bf16_kernels();
+  if (avx512) return avx512_kernels();
   if (avx2) return avx2_kernels();
 #elif defined(MOE_ARM64)
   if (has_all(features, {"neon"})) return neon_kernels();

@@ -177,13 +177,16 @@ class Checker {
   }
   void cache(const KvCache& cache) const {
     size("numBlocks", cache.num_blocks);
-    size("blockSize", cache.block_size);
+    require(cache.block_size == kKvBlock, "blockSize must be " + std::to_string(kKvBlock) + " on this device, got " +
+                                              std::to_string(cache.block_size));
     size("numKvHeads", cache.num_kv_heads);
     size("headDim", cache.head_dim);
+    require(cache.head_dim % 2 == 0, "headDim must be even, got " + std::to_string(cache.head_dim));
     require(cache.num_blocks * cache.block_size < kMaxSize, "the cache has 2^31 slots or more; slots are 32 bits wide");
     require(cache.key_scale > 0 && cache.value_scale > 0, "keyScale and valueScale must be positive");
-    holds("keys", cache.keys, {cache.num_blocks, cache.num_kv_heads, cache.block_size, cache.row_bytes()});
-    holds("values", cache.values, {cache.num_blocks, cache.num_kv_heads, cache.block_size, cache.row_bytes()});
+    const int64_t block_bytes = cache.block_size * cache.head_dim * cache.element_bytes();
+    holds("keys", cache.keys, {cache.num_blocks, cache.num_kv_heads, block_bytes});
+    holds("values", cache.values, {cache.num_blocks, cache.num_kv_heads, block_bytes});
   }
   void kernel(const moe_kernel& kernel, uint32_t kind, const char* kind_name) const {
     constexpr auto kKernel = CommandError::Cause::kKernel;

@@ -1,17 +1,18 @@
 /* Tests of the operators' arithmetic that need no Node: every instruction set of this machine against the portable
  * one, whose text is their meaning. What rounds to a type, moves bits or compares is held to equal bits; sums and exp
- * to 1e-5, because the others fuse products into sums. */
+ * to 1e-5, because the others fuse products into sums; attention to its result in float64. */
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <limits>
 #include <random>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "cpu/cpu_features.h"
-#include "cpu/dot_rates.h"
 #include "cpu/isa/kernels.h"
 
 namespace moe::test {
@@ -158,48 +159,119 @@ void test_matmul(const Kernels& isa) {
   }
 }
 
+/* One segment's keys and values as float numbers that the cache's type holds exactly, and the cache itself. */
 struct Attention {
   KvDType dtype;
-  int32_t head_dim;
-  std::vector<uint8_t> keys, values;
-  std::vector<int64_t> offsets;
+  int32_t head_dim, positions;
+  Floats keys, values; /* [positions, head_dim] */
+  std::vector<uint8_t> key_cache, value_cache;
+  std::vector<int64_t> blocks;
   Floats queries;
   std::vector<int32_t> begin, end;
+
+  size_t element(int32_t position, int32_t column) const { return static_cast<size_t>(position * head_dim + column); }
+  /* Elements of position and column from the start of their block. */
+  size_t key_place(int32_t position, int32_t column) const {
+    return static_cast<size_t>((column / 2 * kKvBlock + position % kKvBlock) * 2 + column % 2);
+  }
+  size_t value_place(int32_t position, int32_t column) const {
+    return static_cast<size_t>((position % kKvBlock / 2 * head_dim + column) * 2 + position % 2);
+  }
+
+  /* Stores element by element; the blocks lie in descending order, the places of no position hold NaN. */
+  void fill_cache() {
+    const size_t bytes = dtype == KvDType::kBf16 ? 2 : 1;
+    const size_t block_bytes = static_cast<size_t>(kKvBlock * head_dim) * bytes;
+    const int32_t num_blocks = (positions + kKvBlock - 1) / kKvBlock;
+    for (auto* cache : {&key_cache, &value_cache}) cache->assign(static_cast<size_t>(num_blocks) * block_bytes, 0xff);
+    for (int32_t b = 0; b < num_blocks; b++) blocks.push_back((num_blocks - 1 - b) * static_cast<int64_t>(block_bytes));
+    const auto put = [&](float x, uint8_t* p) {
+      if (dtype == KvDType::kBf16) {
+        portable_kernels().f32_to_bf16(&x, reinterpret_cast<uint16_t*>(p), 1);
+      } else {
+        portable_kernels().f32_to_f8(&x, p, 1, 1);
+      }
+    };
+    for (int32_t j = 0; j < positions; j++) {
+      const auto block = static_cast<size_t>(blocks[static_cast<size_t>(j / kKvBlock)]);
+      for (int32_t d = 0; d < head_dim; d++) {
+        put(keys[element(j, d)], key_cache.data() + block + key_place(j, d) * bytes);
+        put(values[element(j, d)], value_cache.data() + block + value_place(j, d) * bytes);
+      }
+    }
+  }
 
   /* Per row: max, sum, output. */
   Floats run(const Kernels& kernels, int32_t first, int32_t rows) const {
     std::vector<const float*> pointers;
     for (int32_t r = first; r < first + rows; r++) pointers.push_back(queries.data() + r * head_dim);
-    const auto n = static_cast<size_t>(rows);
-    Floats scores(n * kSegment), max(n), sum(n), output(n * static_cast<size_t>(head_dim));
-    const int32_t positions = static_cast<int32_t>(offsets.size());
-    kernels.attend({pointers.data(), rows, head_dim, 0.11f, dtype, keys.data(), values.data(), offsets.data(),
-                    begin.data() + first, end.data() + first, 0, positions, scores.data(), max.data(), sum.data(),
-                    output.data()});
+    const auto n = static_cast<size_t>(rows), width = static_cast<size_t>(head_dim);
+    std::vector<uint8_t> prepared(n * width * sizeof(float)), decoded(kDecodedBlocks * kKvBlock * width * 2);
+    Floats scores(n * kSegment), max(n), sum(n), output(n * width);
+    kernels.prepare_queries(pointers.data(), rows, head_dim, prepared.data());
+    int32_t begin_position = positions, end_position = 0;
+    for (auto r = static_cast<size_t>(first); r < static_cast<size_t>(first + rows); r++) {
+      begin_position = std::min(begin_position, begin[r]);
+      end_position = std::max(end_position, end[r]);
+    }
+    kernels.attend({prepared.data(), rows, head_dim, kScale, dtype, key_cache.data(), value_cache.data(), blocks.data(),
+                    static_cast<int32_t>(blocks.size()), begin.data() + first, end.data() + first, begin_position,
+                    end_position, scores.data(), decoded.data(), max.data(), sum.data(), output.data()});
     Floats result;
     for (size_t r = 0; r < n; r++) {
       result.push_back(max[r]);
       result.push_back(sum[r]);
-      for (int32_t d = 0; d < head_dim; d++) result.push_back(output[r * static_cast<size_t>(head_dim) + d]);
+      result.insert(result.end(), output.begin() + static_cast<int64_t>(r * width),
+                    output.begin() + static_cast<int64_t>((r + 1) * width));
     }
     return result;
   }
+
+  /* output / sum in float64. */
+  std::vector<double> exact(int32_t row) const {
+    std::vector<double> scores, sums(static_cast<size_t>(head_dim));
+    const auto r = static_cast<size_t>(row);
+    const double unit = dtype == KvDType::kBf16 ? 1 : 1 / static_cast<double>(kF8Unit);
+    double max = -INFINITY, sum = 0;
+    for (int32_t j = begin[r]; j < end[r]; j++) {
+      double dot = 0;
+      for (int32_t d = 0; d < head_dim; d++)
+        dot += static_cast<double>(queries[element(row, d)]) * keys[element(j, d)] * unit;
+      scores.push_back(dot * static_cast<double>(kScale));
+      max = std::max(max, scores.back());
+    }
+    for (int32_t j = begin[r]; j < end[r]; j++) {
+      const double weight = std::exp(scores[static_cast<size_t>(j - begin[r])] - max);
+      sum += weight;
+      for (int32_t d = 0; d < head_dim; d++) sums[static_cast<size_t>(d)] += weight * values[element(j, d)] * unit;
+    }
+    for (double& x : sums) x /= sum;
+    return sums;
+  }
+
+  static constexpr float kScale = 0.11f;
 };
 
+double f8_value(int code) {
+  const int magnitude = code & 127, exponent = magnitude >> 3;
+  const double value = exponent == 0 ? std::ldexp(magnitude, -9) : std::ldexp(8 + (magnitude & 7), exponent - 10);
+  return code < 128 ? value : -value;
+}
+
 Attention random_attention(KvDType dtype, int32_t head_dim, int32_t rows, int32_t positions) {
-  Attention a{dtype, head_dim, {}, {}, {}, normal(static_cast<size_t>(rows * head_dim)), {}, {}};
-  const int64_t elements = int64_t{positions} * head_dim;
-  for (std::vector<uint8_t>* cache : {&a.keys, &a.values}) {
-    const Floats x = normal(static_cast<size_t>(elements));
-    cache->resize(x.size() * (dtype == KvDType::kBf16 ? 2 : 1));
-    if (dtype == KvDType::kBf16) {
-      portable_kernels().f32_to_bf16(x.data(), reinterpret_cast<uint16_t*>(cache->data()), elements);
-    } else {
-      portable_kernels().f32_to_f8(x.data(), cache->data(), elements, 0.01f);
+  Attention a{dtype, head_dim, positions, {}, {}, {}, {}, {}, {}, {}, {}};
+  a.queries = normal(static_cast<size_t>(rows * head_dim));
+  for (Floats* x : {&a.keys, &a.values}) {
+    *x = normal(static_cast<size_t>(positions * head_dim));
+    for (float& value : *x) {
+      uint16_t half;
+      portable_kernels().f32_to_bf16(&value, &half, 1);
+      portable_kernels().bf16_to_f32(&half, &value, 1);
+      const auto code = static_cast<int>(random_bits() % 2 * 128 + random_bits() % 127);
+      if (dtype == KvDType::kF8E4M3) value = static_cast<float>(f8_value(code));
     }
   }
-  const int64_t row_bytes = static_cast<int64_t>(a.keys.size()) / positions;
-  for (int32_t j = 0; j < positions; j++) a.offsets.push_back((positions - 1 - j) * row_bytes);
+  a.fill_cache();
   for (int32_t r = 0; r < rows; r++) {
     a.begin.push_back(r % 3 == 2 ? r : 0);
     a.end.push_back(positions - rows + 1 + r);
@@ -207,56 +279,59 @@ Attention random_attention(KvDType dtype, int32_t head_dim, int32_t rows, int32_
   return a;
 }
 
+/* What a kernel promises of attention's output, relative to its norm: float32 sums, or weights rounded to bf16. */
+double attention_tolerance(const Kernels& isa) {
+  return std::string_view(isa.name).ends_with("bf16") ? 0x1p-8 : 1e-5;
+}
+
 void test_attend(const Kernels& isa) {
   for (const KvDType dtype : {KvDType::kBf16, KvDType::kF8E4M3}) {
     for (const int32_t head_dim : {16, 48, 64, 128}) {
-      constexpr int32_t kRows = 9;
-      const Attention a = random_attention(dtype, head_dim, kRows, 77);
-      const Floats got = a.run(isa, 0, kRows);
-      const std::string what = std::string("attend, ") + (dtype == KvDType::kBf16 ? "bf16" : "e4m3") + " heads of " +
-                               std::to_string(head_dim);
-      check(close(got, a.run(portable_kernels(), 0, kRows)), isa, what);
-      Floats alone;
-      for (int32_t r = 0; r < kRows; r++) {
-        const Floats row = a.run(isa, r, 1);
-        alone.insert(alone.end(), row.begin(), row.end());
+      for (const int32_t rows : {9, 15}) {
+        const Attention a = random_attention(dtype, head_dim, rows, 77);
+        const size_t width = static_cast<size_t>(head_dim) + 2;
+        const Floats got = a.run(isa, 0, rows);
+        const std::string what = std::string("attend, ") + (dtype == KvDType::kBf16 ? "bf16" : "e4m3") + ", " +
+                                 std::to_string(rows) + " heads of " + std::to_string(head_dim);
+        Floats alone;
+        for (int32_t r = 0; r < rows; r++) {
+          const float* row = got.data() + static_cast<size_t>(r) * width;
+          const std::vector<double> want = a.exact(r);
+          double difference = 0, norm = 0;
+          for (size_t d = 0; d < want.size(); d++) {
+            difference += std::pow(row[2 + d] / static_cast<double>(row[1]) - want[d], 2);
+            norm += want[d] * want[d];
+          }
+          check(std::sqrt(difference) <= attention_tolerance(isa) * std::sqrt(norm), isa, what);
+          const Floats one = a.run(isa, r, 1);
+          alone.insert(alone.end(), one.begin(), one.end());
+        }
+        check(same_bits(alone, got), isa, what + " gives a row the same bits in every batch");
+        const auto [merged, wanted] = both(isa, [&](const Kernels& k) {
+          Floats row(got.begin(), got.begin() + static_cast<int64_t>(width));
+          const float* other = got.data() + width;
+          k.merge_segment(&row[0], &row[1], row.data() + 2, other[0], other[1], other + 2, head_dim);
+          return row;
+        });
+        check(close(merged, wanted), isa, what + " merges");
       }
-      check(same_bits(alone, got), isa, what + " gives a row the same bits in every batch");
-      const auto [merged, wanted] = both(isa, [&](const Kernels& k) {
-        Floats row(got.begin(), got.begin() + head_dim + 2);
-        const float* other = got.data() + head_dim + 2;
-        k.merge_segment(&row[0], &row[1], row.data() + 2, other[0], other[1], other + 2, head_dim);
-        return row;
-      });
-      check(close(merged, wanted), isa, what + " merges");
     }
   }
   /* A lone position has weight 1, so its value comes out as it is read: every code of e4m3. */
-  const std::vector<uint8_t> zeros(256);
-  Attention lone{KvDType::kF8E4M3, 256, zeros, zeros, {0}, Floats(256), {0}, {1}};
+  Attention lone{KvDType::kF8E4M3, 256, 1, Floats(256), Floats(256), {}, {}, {}, Floats(256), {0}, {1}};
   Floats expected = {0, 1};
   for (int code = 0; code < 256; code++) {
-    const int magnitude = code & 127, exponent = magnitude >> 3;
-    const bool is_nan = magnitude == 127;
-    lone.values[static_cast<size_t>(code)] = static_cast<uint8_t>(is_nan ? 0 : code);
-    const double value = exponent == 0 ? std::ldexp(magnitude, -9) : std::ldexp(8 + (magnitude & 7), exponent - 10);
-    expected.push_back(is_nan ? 0.0f : static_cast<float>((code < 128 ? value : -value) / kF8Unit));
+    const bool is_nan = (code & 127) == 127;
+    lone.values[static_cast<size_t>(code)] = is_nan ? 0 : static_cast<float>(f8_value(code));
+    expected.push_back(lone.values[static_cast<size_t>(code)] / kF8Unit);
   }
+  lone.fill_cache();
   const Floats got = lone.run(isa, 0, 1);
   bool equal = true;
   for (size_t i = 0; i < got.size(); i++) equal = equal && got[i] == expected[i];
   check(equal, isa, "attend reads every e4m3 value exactly");
-  lone.values[127] = 127;
+  lone.value_cache[lone.value_place(0, 127)] = 127;
   check(std::isnan(lone.run(isa, 0, 1)[2 + 127]), isa, "attend reads e4m3's NaN");
-}
-
-/* That every loop runs here and counts what it did; how fast is no matter for a test. */
-void test_dot_loops(const DotLoops& loops, const char* name) {
-  for (const DotLoop loop : {loops.int8, loops.bf16, loops.f32}) {
-    if (loop == nullptr || (loop(3) > 0 && 2 * loop(3) == loop(6))) continue;
-    ++failures;
-    std::printf("FAILED %s: a dot loop counts wrongly\n", name);
-  }
 }
 
 }  // namespace
@@ -268,7 +343,8 @@ int main() {
   const std::vector<std::string> features = cpu_features();
   std::vector<const Kernels*> tables = {&portable_kernels(), &select_kernels(features)};
 #ifdef MOE_X86_64
-  if (&select_kernels(features) == &avx512_kernels()) tables.push_back(&avx2_kernels());
+  if (&select_kernels(features) == &avx512_bf16_kernels()) tables.push_back(&avx512_kernels());
+  if (tables.back() == &avx512_kernels()) tables.push_back(&avx2_kernels());
 #endif
   for (const Kernels* isa : tables) {
     std::printf("tested: %s\n", isa->name);
@@ -277,13 +353,6 @@ int main() {
     test_matmul(*isa);
     test_attend(*isa);
   }
-  test_dot_loops(portable_dot_loops(), "portable");
-  test_dot_loops(select_dot_loops(features), "the widest");
-#ifdef MOE_X86_64
-  if (&select_kernels(features) == &avx512_kernels()) test_dot_loops(avx2_dot_loops(), "avx2");
-#elif defined(MOE_ARM64)
-  test_dot_loops(neon_dot_loops(), "neon");
-#endif
   std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;
 }

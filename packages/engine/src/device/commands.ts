@@ -112,16 +112,19 @@ export interface RopeCommand {
 }
 
 /**
- * Keys and values of one layer, in blocks of `blockSize` positions:
- * [numBlocks, numKvHeads, blockSize, headDim] each, so that the positions of one head in one block are contiguous.
+ * Keys and values of one layer, in blocks of `blockSize` positions; a head of a block is contiguous. Within it elements lie in pairs,
+ * as instructions that multiply pairs want them: keys [numBlocks, numKvHeads, headDim / 2, blockSize, 2], two columns of each position side
+ * by side; values [numBlocks, numKvHeads, blockSize / 2, headDim, 2], two positions of each column.
  */
 export interface KvCacheLayer {
   readonly dtype: KvCacheDType;
   readonly keys: BufferRef;
   readonly values: BufferRef;
   readonly numBlocks: number;
+  /** Even; the CPU device wants 16. */
   readonly blockSize: number;
   readonly numKvHeads: number;
+  /** Even; the CPU device attends over multiples of 16. */
   readonly headDim: number;
   /** f8e4m3: stored = e4m3(clamp(x / scale, ±448)), used as stored * scale. bf16: 1. */
   readonly keyScale: number;

@@ -5,7 +5,7 @@ import type { BufferRef, Command, ExpertsCommand, LinearCommand } from './comman
 import type { NativeDevice } from './cpu-addon.js';
 import { loadCpuAddon } from './cpu-addon.js';
 import { availableMemoryBytes, outOfMemory } from './cpu-memory.js';
-import type { Device, Program, StepTimes } from './device.js';
+import type { Device, Program } from './device.js';
 import type { StepInputs, StepLayout } from './step-inputs.js';
 import { experts, linear } from './typescript/kernels.js';
 import type { Operator } from './typescript/operator.js';
@@ -15,6 +15,11 @@ export interface CpuDeviceOptions {
   readonly numThreads?: number;
   /** Instruction sets to use, a subset of what the processor has; default: all. Fewer choose a narrower path, for tests. */
   readonly features?: readonly CpuFeature[];
+  /**
+   * `float32`: attention rounds nothing below that type; `auto`, the default: where the processor multiplies bf16 faster, softmax weights
+   * are rounded to it (docs/numerics.md, Attention).
+   */
+  readonly numerics?: 'auto' | 'float32';
   /** Bound on all allocations together; default: what is available now. */
   readonly memoryBytes?: number;
 }
@@ -26,8 +31,8 @@ export interface CpuDeviceOptions {
  * Batch-invariant: a row's bits depend on neither the rows beside it, nor the chunking of its prompt, nor the number of threads. They do
  * depend on the instruction set.
  *
- * Limits: attention needs headDim a multiple of 16 and at most 64 query heads per key/value head. A kernel that is a JavaScript
- * function runs between two native calls, on the JavaScript thread.
+ * Limits: KV blocks of 16 positions; attention needs headDim a multiple of 16 and at most 64 query heads per key/value head. A kernel
+ * that is a JavaScript function runs between two native calls, on the JavaScript thread.
  *
  * @throws {MoeError} MOE_PLUGIN_ADDON when the addon cannot be loaded; MOE_USAGE for features that the processor lacks or a number of
  * threads that makes no sense.
@@ -75,7 +80,8 @@ class CpuDevice implements Device {
       });
     }
     this.#memoryBytes = memoryBytes;
-    this.#native = new this.#addon.CpuDevice(numThreads, features);
+    const usable = options.numerics === 'float32' ? features.filter((feature) => feature !== 'avx512bf16') : features;
+    this.#native = new this.#addon.CpuDevice(numThreads, usable);
     this.info = {
       type: 'cpu',
       name: cpu.name,
@@ -137,11 +143,6 @@ class CpuDevice implements Device {
 
   get numExpertsChosen(): number {
     return this.#native.expertsChosen();
-  }
-
-  /** Of the last native call. */
-  get lastStep(): StepTimes {
-    return this.#native.lastStep();
   }
 
   readonly dispose = (): void => {

@@ -116,7 +116,7 @@ function attention(bench: CommandBench, random: Random, dtype: KvCacheDType, sli
   const headDim = 32;
   const numKvHeads = 2;
   const numHeads = 6;
-  const blockSize = 8;
+  const blockSize = 16;
   const numBlocks = 100;
   const elementBytes = dtype === 'bf16' ? 2 : 1;
   const cacheBytes = numBlocks * numKvHeads * blockSize * headDim * elementBytes;
@@ -173,7 +173,7 @@ function attention(bench: CommandBench, random: Random, dtype: KvCacheDType, sli
   return { commands, outputs: [output, cache.keys, cache.values] };
 }
 
-describeCpuPaths('operators of the CPU device', (createDevice) => {
+describeCpuPaths('operators of the CPU device', (createDevice, path) => {
   for (const [title, prepare] of Object.entries(cases)) {
     it(`${title}, as the TypeScript device`, async () => {
       const { expected, actual } = await runOnBoth(createDevice(), limits, (bench) => prepare(bench, new Random(7)));
@@ -226,7 +226,8 @@ describeCpuPaths('operators of the CPU device', (createDevice) => {
           const { expected, actual } = await runOnBoth(createDevice(), limits, (bench) =>
             attention(bench, new Random(3), dtype, slidingWindow, hasSinks),
           );
-          expectClose(floatsIn(actual[0]!), floatsIn(expected[0]!), 2e-5);
+          // Softmax weights are float32, or rounded to bf16 (docs/numerics.md).
+          expectClose(floatsIn(actual[0]!), floatsIn(expected[0]!), path === 'avx512 and bf16' ? 2 ** -8 : 2e-5);
           for (const i of [1, 2]) expect(bytesIn(actual[i]!)).to.deep.equal(bytesIn(expected[i]!));
         });
       }
@@ -241,8 +242,8 @@ describeCpuPaths('operators of the CPU device', (createDevice) => {
         dtype: 'f8e4m3',
         keys: bench.device.allocate(64 * 64, 'keys'),
         values: bench.device.allocate(64 * 64, 'values'),
-        numBlocks: 8,
-        blockSize: 8,
+        numBlocks: 4,
+        blockSize: 16,
         numKvHeads: 1,
         headDim: 64,
         keyScale: 1,

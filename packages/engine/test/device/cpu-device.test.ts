@@ -220,7 +220,7 @@ const problem = cpuDeviceProblem();
         keys: bench.floats([], 1000),
         values: bench.floats([], 1000),
         numBlocks: 4,
-        blockSize: 4,
+        blockSize: 16,
         numKvHeads: 1,
         headDim: 20,
         keyScale: 1,
@@ -241,6 +241,10 @@ const problem = cpuDeviceProblem();
       };
       expect(thrownBy(() => bench.device.compile([command], bench.inputs.layout)).message).to.contain(
         'headDim must be a multiple of 16, got 20',
+      );
+      const eights = { ...command, cache: { ...cache, blockSize: 8, headDim: 16 } };
+      expect(thrownBy(() => bench.device.compile([eights], bench.inputs.layout)).message).to.contain(
+        'blockSize must be 16 on this device, got 8',
       );
     });
 
@@ -389,16 +393,16 @@ const problem = cpuDeviceProblem();
   describe('#submit', () => {
     const limits = { maxNumTokens: 8, maxNumSeqs: 2, maxLogitRows: 2, maxBlocksPerSeq: 3, maxAdjustments: 4 };
 
-    /** A step of two sequences that is right: three tokens after five positions, and one at position zero. */
+    /** A step of two sequences that is right: three tokens after seventeen positions, and one at position zero. */
     function prepare(): { bench: CommandBench; run: () => Promise<void> } {
       const bench = new CommandBench(limits, createDevice());
-      const cacheRef = (): ReturnType<Device['allocate']> => bench.device.allocate(2 * 6 * 4 * 16, 'cache');
+      const cacheRef = (): ReturnType<Device['allocate']> => bench.device.allocate(2 * 6 * 16 * 16, 'cache');
       const cache = {
         dtype: 'bf16',
         keys: cacheRef(),
         values: cacheRef(),
         numBlocks: 6,
-        blockSize: 4,
+        blockSize: 16,
         numKvHeads: 1,
         headDim: 16,
         keyScale: 1,
@@ -419,8 +423,8 @@ const problem = cpuDeviceProblem();
             headDim: 16,
             rotaryDim: 16,
             interleaved: false,
-            table: bench.floats([], 9 * 16),
-            maxPositions: 9,
+            table: bench.floats([], 21 * 16),
+            maxPositions: 21,
           },
           { op: 'kvStore', tensor, rowWidth: 48, keyOffset: 16, valueOffset: 32, cache },
           {
@@ -452,10 +456,10 @@ const problem = cpuDeviceProblem();
       );
       const { inputs } = bench;
       bench.setCounts({ tokens: 4, sequences: 2, logitRows: 2 });
-      inputs.positions.set([5, 6, 7, 0]);
-      inputs.slots.set([21, 22, 23, 8]);
+      inputs.positions.set([17, 18, 19, 0]);
+      inputs.slots.set([81, 82, 83, 32]);
       inputs.queryStarts.set([0, 3, 4]);
-      inputs.contextLengths.set([8, 1]);
+      inputs.contextLengths.set([20, 1]);
       inputs.blockTables.set([3, 5, -9, 2, -9, -9]);
       inputs.logitRows.set([2, 3]);
       inputs.topPs.fill(1);
@@ -474,16 +478,16 @@ const problem = cpuDeviceProblem();
       'more logit rows than the layout has': [(i) => (i.header[2] = 3), /numLogitRows is 3/],
       'a token id beyond the vocabulary': [(i) => (i.tokenIds[3] = 10), /tokenIds\[3\] is 10, expected at least 0 and less than 10/],
       'a negative token id': [(i) => (i.tokenIds[0] = -1), /tokenIds\[0\] is -1/],
-      'a position beyond the rotary table': [(i) => (i.positions[2] = 9), /positions\[2\] is 9/],
-      'a position that does not follow from the context': [(i) => (i.positions[1] = 5), /positions\[1\] is 5, expected 6/],
-      'a slot beyond the cache': [(i) => (i.slots[0] = 24), /slots\[0\] is 24/],
+      'a position beyond the rotary table': [(i) => (i.positions[2] = 21), /positions\[2\] is 21/],
+      'a position that does not follow from the context': [(i) => (i.positions[1] = 17), /positions\[1\] is 17, expected 18/],
+      'a slot beyond the cache': [(i) => (i.slots[0] = 96), /slots\[0\] is 96/],
       'a negative slot': [(i) => (i.slots[0] = -4), /slots\[0\] is -4/],
       'sequences that do not start at token 0': [(i) => (i.queryStarts[0] = 1), /queryStarts\[0\] is 1/],
       'sequences that end before the last token': [(i) => (i.queryStarts[2] = 3), /queryStarts\[2\] is 3/],
       'a sequence without tokens': [(i) => (i.queryStarts[1] = 0), /queryStarts\[1\] is 0/],
       'sequences out of order': [(i) => (i.queryStarts[1] = -5), /queryStarts\[1\] is -5/],
       'a context shorter than its new tokens': [(i) => (i.contextLengths[0] = 2), /contextLengths\[0\] is 2/],
-      'a context longer than its block table': [(i) => (i.contextLengths[0] = 13), /contextLengths\[0\] is 13/],
+      'a context longer than its block table': [(i) => (i.contextLengths[0] = 49), /contextLengths\[0\] is 49/],
       'a block beyond the cache': [(i) => (i.blockTables[1] = 6), /blockTables\[1\] is 6/],
       'a negative block': [(i) => (i.blockTables[3] = -1), /blockTables\[3\] is -1/],
       'a logit row that is no token': [(i) => (i.logitRows[0] = 4), /logitRows\[0\] is 4/],

@@ -9,6 +9,7 @@ import { CommandBench } from './command-bench.js';
 
 /** Features that choose each path of the CPU device. */
 export const cpuPaths: Readonly<Record<string, readonly CpuFeature[]>> = {
+  'avx512 and bf16': ['avx2', 'fma', 'f16c', 'avx512f', 'avx512bw', 'avx512vl', 'avx512dq', 'avx512vbmi', 'avx512bf16'],
   avx512: ['avx2', 'fma', 'f16c', 'avx512f', 'avx512bw', 'avx512vl', 'avx512dq'],
   avx2: ['avx2', 'fma', 'f16c'],
   portable: [],
@@ -23,7 +24,7 @@ export function pathProblem(features: readonly CpuFeature[]): string | undefined
 }
 
 /** A suite per path; skipped with the reason where a path cannot run. The device is made before each test and disposed after it. */
-export function describeCpuPaths(title: string, define: (createDevice: (numThreads?: number) => Device) => void): void {
+export function describeCpuPaths(title: string, define: (createDevice: (numThreads?: number) => Device, path: string) => void): void {
   for (const [path, features] of Object.entries(cpuPaths)) {
     const problem = pathProblem(features);
     const name = `${title}, ${path}`;
@@ -42,7 +43,7 @@ export function describeCpuPaths(title: string, define: (createDevice: (numThrea
         const device = createCpuDevice({ numThreads, features });
         devices.push(device);
         return device;
-      });
+      }, path);
     });
   }
 }

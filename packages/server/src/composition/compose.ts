@@ -184,10 +184,13 @@ export async function loadPlugins(settings: PluginOptions & DeviceOptions, log: 
 }
 
 /** @throws {MoeError} MOE_PLUGIN_ADDON when the native code of the device cannot be loaded. */
-export function createDevice({ device = 'cpu', threads, simulate }: DeviceOptions): Device {
+export function createDevice({ device = 'cpu', threads, simulate, numericsPolicy }: DeviceOptions & PlanOptions): Device {
   // Simulated kernels are plain functions, and a step of those gains nothing from native code around them.
   if (device === 'reference' || simulate !== undefined) return createTypescriptDevice();
-  return createCpuDevice(threads === undefined ? {} : { numThreads: threads });
+  return createCpuDevice({
+    ...(threads === undefined ? {} : { numThreads: threads }),
+    ...(numericsPolicy?.default === 'float32' ? { numerics: 'float32' } : {}),
+  });
 }
 
 /** The device that a plan is for; where the native code is missing, what can be said of this machine without it. */

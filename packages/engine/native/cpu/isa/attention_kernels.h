@@ -1,299 +1,293 @@
 /*
- * Blocks of dot products and one segment of attention. Included once per instruction set after row_kernels.h; see
- * there.
+ * One segment of attention over cache blocks in pairs (kernels.h says how they lie). Included once per instruction set
+ * after matmul_kernels.h.
  *
- * A block computes kTile dot products at a time: R query rows against kTile / R key rows, each in one accumulator of
- * sixteen lanes that runs over the columns in a fixed order and is then summed over lanes in reduce_add's order. Which
- * R was taken cannot be seen in the result. Rows are read 32 columns at a time, in the order that is cheapest for their
- * type (kInPairs).
+ * Scores come out sixteen positions at a time: a vector of a key block holds one pair of columns of all its positions,
+ * and meets that pair of a query's columns, broadcast. A vector of values holds sixteen columns of a pair of positions,
+ * and meets the pair's weights, broadcast. So nothing is ever summed over lanes; each score runs over the columns and
+ * each output over the positions in ascending order, and how many rows shared a block cannot be seen in the result.
+ *
+ * How pairs are multiplied is said by a Products, of which there is one per type of the cache:
+ *   Pairs, load          sixteen pairs as they come from the cache
+ *   store_query          sixteen columns of a query as dot() wants them, eight bytes to a pair, pairs `stride` apart
+ *   dot                  sum + pair of a query * pairs of keys
+ *   kWeightBytes         of one position's softmax weight
+ *   store_weights        sixteen weights; answers with what was stored
+ *   accumulate           sum + pair of weights * pairs of values
+ *   first, second        pairs without their other halves
  */
 namespace moe::MOE_ISA {
 
-struct RowF32 {
-  static constexpr int64_t kBytes = 4;
-  static constexpr bool kInPairs = false;
-  static inline F load16(const uint8_t* p) { return load(reinterpret_cast<const float*>(p)); }
-  static inline void load32(const uint8_t* p, F* a, F* b) {
-    *a = load16(p);
-    *b = load16(p + 64);
-  }
-};
-struct RowBf16 {
+/* Blocks that meet all rows at once: few enough that their keys or values stay in the first-level cache meanwhile. */
+constexpr int32_t kBlockTile = kDecodedBlocks;
+
+constexpr int64_t kQueryPairBytes = 4 * 2;
+
+struct Bf16Pairs {
   static constexpr int64_t kBytes = 2;
-  static constexpr bool kInPairs = true;
-  static inline F load16(const uint8_t* p) { return load_bf16(p); }
-  static inline void load32(const uint8_t* p, F* a, F* b) { load_bf16_pairs(p, a, b); }
+  static inline void load(const uint8_t* p, F* even, F* odd) { load_bf16_pairs(p, even, odd); }
 };
-struct RowF8 {
+struct F8Pairs {
   static constexpr int64_t kBytes = 1;
-  static constexpr bool kInPairs = false;
-  static inline F load16(const uint8_t* p) { return load_f8(p); }
-  static inline void load32(const uint8_t* p, F* a, F* b) {
-    *a = load_f8(p);
-    *b = load_f8(p + 16);
-  }
+  static inline void load(const uint8_t* p, F* even, F* odd) { load_f8_pairs(p, even, odd); }
 };
 
-/* Positions that meet all rows at once; few enough that their keys or values stay in the first-level cache meanwhile.
+/* Everything in float32. */
+template <class Stored>
+struct F32Products {
+  struct Pairs {
+    F even, odd;
+  };
+  static constexpr int64_t kBytes = Stored::kBytes;
+  static constexpr int64_t kWeightBytes = 4;
+
+  static inline Pairs load(const uint8_t* p) {
+    Pairs x;
+    Stored::load(p, &x.even, &x.odd);
+    return x;
+  }
+  static inline void store_query(F x, uint8_t* pairs, int64_t stride) {
+    float columns[16];
+    store(columns, x);
+    for (int i = 0; i < 8; i++) __builtin_memcpy(pairs + i * stride, columns + 2 * i, kQueryPairBytes);
+  }
+  static inline F add_pair(const uint8_t* pair, Pairs x, F sum) {
+    const float* factors = reinterpret_cast<const float*>(pair);
+    return fma(set1(factors[1]), x.odd, fma(set1(factors[0]), x.even, sum));
+  }
+  static inline F dot(const uint8_t* query, Pairs keys, F sum) { return add_pair(query, keys, sum); }
+  static inline F accumulate(const uint8_t* weights, Pairs values, F sum) { return add_pair(weights, values, sum); }
+  static inline F store_weights(uint8_t* weights, F x) {
+    store(reinterpret_cast<float*>(weights), x);
+    return x;
+  }
+  static inline Pairs first(Pairs x) { return {x.even, zero()}; }
+  static inline Pairs second(Pairs x) { return {zero(), x.odd}; }
+};
+
+/* Bytes of keys, or of values, of one head in one block. */
+template <class Products>
+static inline int64_t block_bytes(int64_t head_dim) {
+  return kKvBlock * head_dim * Products::kBytes;
+}
+
+/*
+ * Queries as dot_blocks reads them: blocks of rows one after another as for_row_blocks makes them, within a block
+ * [head_dim / 2 pairs, R rows, kQueryPairBytes].
  */
-constexpr int32_t kPositionTile = 32;
-
-/* How many key rows ahead of the one being read the next are fetched: cache blocks end before hardware has learnt that
- * they go on. */
-constexpr int32_t kPrefetchRows = 16;
-
-/* Calls body.operator()<R>(first row) for blocks of rows, the largest blocks first. */
-template <class Body>
-static inline void for_row_blocks(int32_t num_rows, const Body& body) {
-  int32_t r = 0;
-  if constexpr (kMaxTileRows >= 8) {
-    for (; r + 8 <= num_rows; r += 8) body.template operator()<8>(r);
-  }
-  if constexpr (kMaxTileRows >= 4) {
-    for (; r + 4 <= num_rows; r += 4) body.template operator()<4>(r);
-  }
-  for (; r + 2 <= num_rows; r += 2) body.template operator()<2>(r);
-  for (; r < num_rows; r++) body.template operator()<1>(r);
+template <class Products>
+static void store_queries(const float* const* queries, int32_t num_rows, int64_t head_dim, uint8_t* output) {
+  for_row_blocks(num_rows, [&]<int R>(int32_t first) {
+    for (int r = 0; r < R; r++) {
+      uint8_t* pairs = output + first * head_dim / 2 * kQueryPairBytes + r * kQueryPairBytes;
+      for (int64_t d = 0; d < head_dim; d += 16) {
+        Products::store_query(load(queries[first + r] + d), pairs + d / 2 * R * kQueryPairBytes, R * kQueryPairBytes);
+      }
+    }
+  });
 }
 
-/* What to fetch ahead of time while dot products run: key rows before `end`, and the value rows that will be needed
- * next. */
-struct Fetch {
-  int32_t end;
-  const uint8_t* values; /* may be null */
+/* Blocks that meet all rows, and memory that will be needed soon, fetched in step with them. */
+struct KeyTile {
+  int32_t count;
+  const uint8_t* keys[kBlockTile];
+  const uint8_t* next_keys[kBlockTile];
+  const uint8_t* values[kBlockTile];
 };
 
-/* scores[r * score_stride + j] = dot(queries[r], key row j) for R rows and j in [begin, end). */
-template <class Row, int R>
-static inline void dot_rows(const float* const* queries, int64_t width, const uint8_t* keys, const int64_t* offsets,
-                            int32_t begin, int32_t end, Fetch fetch, float* scores, int64_t score_stride) {
-  constexpr int kKeys = kTile / R;
-  for (int32_t j = begin; j < end; j += kKeys) {
-    const uint8_t* rows[kKeys];
-    for (int k = 0; k < kKeys; k++) rows[k] = keys + offsets[j + k < end ? j + k : end - 1];
-    for (int32_t row = j; row < j + kKeys && row < fetch.end; row++) {
-      const bool has_key = row + kPrefetchRows < fetch.end;
-      for (int64_t b = 0; b < width * Row::kBytes; b += 64) {
-        if (has_key) prefetch(keys + offsets[row + kPrefetchRows] + b);
-        if (fetch.values != nullptr) prefetch_l2(fetch.values + offsets[row] + b);
-      }
-    }
-    F sums[kTile];
-    for (int i = 0; i < kTile; i++) sums[i] = zero();
-    int64_t d = 0;
-    for (; d + 32 <= width; d += 32) {
-      /* Whichever side is shorter stays in registers; each sum takes its two products in the same order. */
-      if constexpr (R <= kKeys) {
-        F q[2 * R];
-        for (int r = 0; r < R; r++) {
-          q[2 * r] = load(queries[r] + d);
-          q[2 * r + 1] = load(queries[r] + d + 16);
-        }
-        for (int k = 0; k < kKeys; k++) {
-          F x, y;
-          Row::load32(rows[k] + d * Row::kBytes, &x, &y);
-          for (int r = 0; r < R; r++) sums[r * kKeys + k] = fma(q[2 * r + 1], y, fma(q[2 * r], x, sums[r * kKeys + k]));
-        }
-      } else {
-        F x[kKeys], y[kKeys];
-        for (int k = 0; k < kKeys; k++) Row::load32(rows[k] + d * Row::kBytes, &x[k], &y[k]);
-        for (int r = 0; r < R; r++) {
-          const F q = load(queries[r] + d);
-          for (int k = 0; k < kKeys; k++) sums[r * kKeys + k] = fma(q, x[k], sums[r * kKeys + k]);
-        }
-        for (int r = 0; r < R; r++) {
-          const F q = load(queries[r] + d + 16);
-          for (int k = 0; k < kKeys; k++) sums[r * kKeys + k] = fma(q, y[k], sums[r * kKeys + k]);
-        }
-      }
-    }
-    for (; d < width; d += 16) {
-      for (int k = 0; k < kKeys; k++) {
-        const F x = Row::load16(rows[k] + d * Row::kBytes);
-        for (int r = 0; r < R; r++) sums[r * kKeys + k] = fma(load(queries[r] + d), x, sums[r * kKeys + k]);
-      }
-    }
-    float results[kTile];
-    reduce_tile(sums, results);
-    if (end - j >= kKeys) {
-      for (int r = 0; r < R; r++)
-        __builtin_memcpy(scores + r * score_stride + j, results + r * kKeys, kKeys * sizeof(float));
-    } else {
-      for (int r = 0; r < R; r++) {
-        for (int k = 0; k < end - j; k++) scores[r * score_stride + j + k] = results[r * kKeys + k];
-      }
-    }
-  }
-}
-
-template <class Row>
-static void dot_all(const float* const* queries, int32_t num_rows, int64_t width, const uint8_t* keys,
-                    const int64_t* offsets, const uint8_t* values, int32_t begin, int32_t end, float* scores,
-                    int64_t score_stride) {
-  for (int32_t tile = begin; tile < end; tile += kPositionTile) {
-    const int32_t tile_end = tile + kPositionTile < end ? tile + kPositionTile : end;
-    for_row_blocks(num_rows, [&]<int R>(int32_t r) {
-      dot_rows<Row, R>(queries + r, width, keys, offsets, tile, tile_end,
-                       r == 0 ? Fetch{end, values} : Fetch{0, nullptr}, scores + r * score_stride, score_stride);
-    });
-  }
-}
-
-/* output[r][d] += sum over j in [begin, end) of weights[r][j] * value row j [d], j ascending, for R rows and 16 * C
- * columns. */
-template <class Row, int R, int C>
-static inline void accumulate_columns(const float* weights, const uint8_t* values, const int64_t* offsets,
-                                      int32_t begin, int32_t end, float* output, int64_t head_dim) {
+/* scores[r * kSegment + 16 * c + j] = scale * dot(query r, position j of block first + c) for R rows and C blocks. */
+template <class Products, int R, int C, bool kFetch>
+static inline void dot_blocks(const uint8_t* queries, const KeyTile& tile, int32_t first, int64_t num_pairs,
+                              float scale, float* scores) {
+  constexpr int64_t kStep = 2 * kKvBlock * Products::kBytes;
   F sums[R * C];
-  for (int r = 0; r < R; r++) {
-    for (int c = 0; c < C; c++) sums[r * C + c] = load(output + r * head_dim + 16 * c);
-  }
-  for (int32_t j = begin; j < end; j++) {
-    const uint8_t* row = values + offsets[j];
-    F v[C];
-    if constexpr (C == 1) {
-      v[0] = Row::load16(row);
-    } else {
-      for (int c = 0; c < C; c += 2) Row::load32(row + 16 * c * Row::kBytes, &v[c], &v[c + 1]);
+  for (int i = 0; i < R * C; i++) sums[i] = zero();
+  for (int64_t p = 0; p < num_pairs; p++) {
+    typename Products::Pairs k[C];
+    for (int c = 0; c < C; c++) {
+      k[c] = Products::load(tile.keys[first + c] + p * kStep);
+      if constexpr (kFetch) {
+        prefetch_l2(tile.next_keys[first + c] + p * kStep);
+        prefetch_l2(tile.values[first + c] + p * kStep);
+      }
     }
     for (int r = 0; r < R; r++) {
-      const F w = set1(weights[r * kSegment + j]);
-      for (int c = 0; c < C; c++) sums[r * C + c] = fma(w, v[c], sums[r * C + c]);
+      const uint8_t* query = queries + (p * R + r) * kQueryPairBytes;
+      for (int c = 0; c < C; c++) sums[r * C + c] = Products::dot(query, k[c], sums[r * C + c]);
     }
   }
+  const F factor = set1(scale);
   for (int r = 0; r < R; r++) {
-    for (int c = 0; c < C; c++) store(output + r * head_dim + 16 * c, sums[r * C + c]);
+    for (int c = 0; c < C; c++) store(scores + r * kSegment + (first + c) * kKvBlock, mul(sums[r * C + c], factor));
   }
 }
 
-template <class Row, int R>
-static inline void accumulate_values(const float* weights, const uint8_t* values, const int64_t* offsets, int32_t begin,
-                                     int32_t end, float* output, int64_t head_dim) {
+/* dot_blocks for all blocks of a tile, as many at a time as there are accumulators for. */
+template <class Products, int R, bool kFetch>
+static inline void dot_tile(const uint8_t* queries, const KeyTile& tile, int64_t num_pairs, float scale,
+                            float* scores) {
+  constexpr int kBlocks = kTile / R < kBlockTile ? kTile / R : kBlockTile;
+  int32_t b = 0;
+  for (; b + kBlocks <= tile.count; b += kBlocks)
+    dot_blocks<Products, R, kBlocks, kFetch>(queries, tile, b, num_pairs, scale, scores);
+  for (; b < tile.count; b++) dot_blocks<Products, R, 1, kFetch>(queries, tile, b, num_pairs, scale, scores);
+}
+
+/*
+ * scores become the weights exp(score - max) on [begin, end) of the row, and 0 in the rest of its first and last block,
+ * in place. The sum is that of the weights as they were stored.
+ */
+template <class Products>
+static inline void softmax_segment(float* scores, int32_t begin, int32_t end, float* max_out, float* sum_out) {
+  const float lowest = -__builtin_inff();
+  const int32_t first_block = begin / kKvBlock * kKvBlock;
+  const auto is_whole = [&](int32_t j) { return j >= begin && j + kKvBlock <= end; };
+  F largest = set1(lowest);
+  for (int32_t j = first_block; j < end; j += kKvBlock) {
+    const F x = load(scores + j);
+    largest = max(largest, is_whole(j) ? x : keep(x, begin - j, end - j, lowest));
+  }
+  const float largest_of_all = reduce_max(largest);
+  const F maximum = set1(largest_of_all);
+  uint8_t* weights = reinterpret_cast<uint8_t*>(scores);
+  F sum = zero();
+  for (int32_t j = first_block; j < end; j += kKvBlock) {
+    F e = exp16(sub(load(scores + j), maximum));
+    if (!is_whole(j)) e = keep(e, begin - j, end - j, 0);
+    sum = add(sum, Products::store_weights(weights + j * Products::kWeightBytes, e));
+  }
+  *max_out = largest_of_all;
+  *sum_out = reduce_add(sum);
+}
+
+/* Weights of some rows, and values, of positions [begin, end). */
+struct WeightedValues {
+  const uint8_t* weights;       /* of position 0 */
+  const uint8_t* const* values; /* block by block, the first holding position 0 */
+  int32_t begin, end;
+};
+
+/* output[r][d] += weight * value over positions [begin, end), for R rows and 16 * C columns from `column` on. */
+template <class Products, int R, int C>
+static inline void accumulate_columns(const WeightedValues& x, int64_t column, float* output, int64_t head_dim) {
+  constexpr int64_t kStep = 2 * kKvBlock * Products::kBytes;
+  F sums[R * C];
+  for (int r = 0; r < R; r++) {
+    for (int c = 0; c < C; c++) sums[r * C + c] = load(output + r * head_dim + column + 16 * c);
+  }
+  const auto add_pair = [&](int32_t position, const auto& mask) {
+    const int64_t pair_bytes = 2 * head_dim * Products::kBytes;
+    const uint8_t* row =
+        x.values[position / kKvBlock] + position % kKvBlock / 2 * pair_bytes + column * 2 * Products::kBytes;
+    typename Products::Pairs v[C];
+    for (int c = 0; c < C; c++) v[c] = mask(Products::load(row + c * kStep));
+    const uint8_t* weights = x.weights + position / 2 * 2 * Products::kWeightBytes;
+    for (int r = 0; r < R; r++) {
+      for (int c = 0; c < C; c++)
+        sums[r * C + c] = Products::accumulate(weights + r * kSegment * sizeof(float), v[c], sums[r * C + c]);
+    }
+  };
+  /* A pair at the edge has a half that these rows do not see: 0 * it is nothing only if it is finite. */
+  int32_t j = x.begin;
+  if (j % 2 != 0 && j < x.end) {
+    add_pair(j, [](auto v) { return Products::second(v); });
+    j++;
+  }
+  for (; j + 2 <= x.end; j += 2) add_pair(j, [](auto v) { return v; });
+  if (j < x.end) add_pair(j, [](auto v) { return Products::first(v); });
+  for (int r = 0; r < R; r++) {
+    for (int c = 0; c < C; c++) store(output + r * head_dim + column + 16 * c, sums[r * C + c]);
+  }
+}
+
+template <class Products, int R>
+static inline void accumulate_values(const WeightedValues& x, float* output, int64_t head_dim) {
   constexpr int kColumns = kTile / R < 8 ? kTile / R : 8;
   int64_t d = 0;
-  for (; d + 16 * kColumns <= head_dim; d += 16 * kColumns) {
-    accumulate_columns<Row, R, kColumns>(weights, values + d * Row::kBytes, offsets, begin, end, output + d, head_dim);
-  }
-  for (; d + 32 <= head_dim; d += 32) {
-    accumulate_columns<Row, R, 2>(weights, values + d * Row::kBytes, offsets, begin, end, output + d, head_dim);
-  }
-  for (; d < head_dim; d += 16) {
-    accumulate_columns<Row, R, 1>(weights, values + d * Row::kBytes, offsets, begin, end, output + d, head_dim);
-  }
+  for (; d + 16 * kColumns <= head_dim; d += 16 * kColumns)
+    accumulate_columns<Products, R, kColumns>(x, d, output, head_dim);
+  for (; d < head_dim; d += 16) accumulate_columns<Products, R, 1>(x, d, output, head_dim);
 }
 
-/* Rows of a block may see different positions: what all see is read once for all, the rest row by row, each row in
- * ascending order. */
-template <class Row, int R>
-static inline void accumulate_block(const AttendArgs& a, int32_t row, int32_t tile_begin, int32_t tile_end) {
-  int32_t low = tile_begin, high = tile_end;
+/*
+ * Rows of a block may see different positions: what all see is read once for all, the rest row by row, each row in
+ * ascending order. No pair of which a row sees both is split, since that may round differently. Positions count from
+ * the segment's start, from which on `values` has the blocks.
+ */
+template <class Products, int R>
+static inline void accumulate_rows(const AttendArgs& a, const uint8_t* const* values, int32_t row, int32_t tile_begin,
+                                   int32_t tile_end) {
+  int32_t first = tile_end, low = tile_begin, high = tile_end, last = tile_begin;
   for (int r = row; r < row + R; r++) {
-    low = a.begin[r] > low ? a.begin[r] : low;
-    high = a.end[r] < high ? a.end[r] : high;
+    const int32_t begin = a.begin[r] > tile_begin ? a.begin[r] : tile_begin;
+    const int32_t end = a.end[r] < tile_end ? a.end[r] : tile_end;
+    first = begin < first ? begin : first;
+    low = begin > low ? begin : low;
+    high = end < high ? end : high;
+    last = end > last ? end : last;
   }
+  if (first < low) low += low % 2;
+  if (high < last) high -= high % 2;
+  const auto some = [&](int r, int32_t from, int32_t to) -> WeightedValues {
+    return {reinterpret_cast<const uint8_t*>(a.scores + r * kSegment), values, from, to};
+  };
   const auto rest = [&](int r, int32_t from, int32_t to) {
     from = a.begin[r] > from ? a.begin[r] : from;
     to = a.end[r] < to ? a.end[r] : to;
-    if (from < to) {
-      accumulate_values<Row, 1>(a.scores + r * kSegment, a.values, a.offsets, from, to,
-                                a.output + int64_t{r} * a.head_dim, a.head_dim);
-    }
+    if (from < to) accumulate_values<Products, 1>(some(r, from, to), a.output + int64_t{r} * a.head_dim, a.head_dim);
   };
   if (low >= high) {
     for (int r = row; r < row + R; r++) rest(r, tile_begin, tile_end);
     return;
   }
   for (int r = row; r < row + R; r++) rest(r, tile_begin, low);
-  accumulate_values<Row, R>(a.scores + row * kSegment, a.values, a.offsets, low, high,
-                            a.output + int64_t{row} * a.head_dim, a.head_dim);
+  accumulate_values<Products, R>(some(row, low, high), a.output + int64_t{row} * a.head_dim, a.head_dim);
   for (int r = row; r < row + R; r++) rest(r, high, tile_end);
 }
 
-/* scores become exp(score * scale - max) on [begin, end) of the row, and 0 in the rest of its first and last sixteen.
+/*
+ * `read` answers with a tile's blocks as Products reads them: where the cache has them, or decoded. In the order of
+ * time: scores of all blocks, softmax row by row, values of all blocks.
  */
-static inline void softmax_segment(float* scores, float scale, int32_t begin, int32_t end, float* max_out,
-                                   float* sum_out) {
-  const float lowest = -__builtin_inff();
-  const int32_t first_block = begin / 16 * 16;
-  const F factor = set1(scale);
-  const auto is_whole = [&](int32_t j) { return j >= begin && j + 16 <= end; };
-  F largest = set1(lowest);
-  for (int32_t j = first_block; j < end; j += 16) {
-    const F x = mul(load(scores + j), factor);
-    largest = max(largest, is_whole(j) ? x : keep(x, begin - j, end - j, lowest));
-  }
-  const F maximum = set1(reduce_max(largest));
-  F sum = zero();
-  for (int32_t j = first_block; j < end; j += 16) {
-    F e = exp16(sub(mul(load(scores + j), factor), maximum));
-    if (!is_whole(j)) e = keep(e, begin - j, end - j, 0);
-    sum = add(sum, e);
-    store(scores + j, e);
-  }
-  *max_out = reduce_max(maximum);
-  *sum_out = reduce_add(sum);
-}
-
-/* Reorders whole groups of 32 columns: in order to in pairs, or back. */
-template <bool kSplit>
-static inline void reorder(const float* input, float* output, int64_t width) {
-  for (int64_t d = 0; d < width; d += 16) {
-    if (d + 32 > width) {
-      store(output + d, load(input + d));
-      continue;
+template <class Products, class Read>
+static inline void attend_with(const AttendArgs& a, const Read& read) {
+  const int64_t head_dim = a.head_dim;
+  const int32_t first = a.begin_position / kKvBlock, last = (a.end_position + kKvBlock - 1) / kKvBlock;
+  for (int32_t block = first; block < last; block += kBlockTile) {
+    KeyTile tile;
+    tile.count = last - block < kBlockTile ? last - block : kBlockTile;
+    for (int32_t b = 0; b < tile.count; b++) {
+      const int32_t next = block + kBlockTile + b;
+      tile.next_keys[b] = a.keys + a.blocks[next < a.num_blocks ? next : block + b];
+      tile.values[b] = a.values + a.blocks[block + b];
     }
-    F x, y;
-    if constexpr (kSplit) {
-      split_pairs(load(input + d), load(input + d + 16), &x, &y);
-    } else {
-      join_pairs(load(input + d), load(input + d + 16), &x, &y);
-    }
-    store(output + d, x);
-    store(output + d + 16, y);
-    d += 16;
+    read(a.keys, block, tile.count, tile.keys);
+    for_row_blocks(a.num_rows, [&]<int R>(int32_t r) {
+      const uint8_t* queries = a.queries + r * head_dim / 2 * kQueryPairBytes;
+      float* scores = a.scores + r * kSegment + block * kKvBlock;
+      if (r == 0) {
+        dot_tile<Products, R, true>(queries, tile, head_dim / 2, a.score_scale, scores);
+      } else {
+        dot_tile<Products, R, false>(queries, tile, head_dim / 2, a.score_scale, scores);
+      }
+    });
   }
-}
-
-template <class Row>
-static void attend_rows(const AttendArgs& a) {
-  const float* split[kMaxQueryRows];
-  const float* const* queries = a.queries;
-  if constexpr (Row::kInPairs) {
-    /* The output rows hold nothing yet: they lend their place. */
-    for (int32_t r = 0; r < a.num_rows; r++) {
-      reorder<true>(a.queries[r], a.output + int64_t{r} * a.head_dim, a.head_dim);
-      split[r] = a.output + int64_t{r} * a.head_dim;
-    }
-    queries = split;
-  }
-  dot_all<Row>(queries, a.num_rows, a.head_dim, a.keys, a.offsets, a.values, a.begin_position, a.end_position, a.scores,
-               kSegment);
   for (int32_t r = 0; r < a.num_rows; r++) {
     if (a.begin[r] < a.end[r])
-      softmax_segment(a.scores + r * kSegment, a.score_scale, a.begin[r], a.end[r], a.max + r, a.sum + r);
-    float* output = a.output + int64_t{r} * a.head_dim;
-    for (int32_t d = 0; d < a.head_dim; d += 16) store(output + d, zero());
+      softmax_segment<Products>(a.scores + r * kSegment, a.begin[r], a.end[r], a.max + r, a.sum + r);
+    for (int64_t d = 0; d < head_dim; d += 16) store(a.output + r * head_dim + d, zero());
   }
-  for (int32_t j = a.begin_position; j < a.end_position; j += kPositionTile) {
-    const int32_t end = j + kPositionTile < a.end_position ? j + kPositionTile : a.end_position;
-    for_row_blocks(a.num_rows, [&]<int R>(int32_t r) { accumulate_block<Row, R>(a, r, j, end); });
-  }
-  if constexpr (Row::kInPairs) {
-    for (int32_t r = 0; r < a.num_rows; r++) {
-      float* output = a.output + int64_t{r} * a.head_dim;
-      reorder<false>(output, output, a.head_dim);
-    }
+  for (int32_t tile = first; tile < last; tile += kBlockTile) {
+    const int32_t count = last - tile < kBlockTile ? last - tile : kBlockTile;
+    const uint8_t* values[kSegment / kKvBlock];
+    read(a.values, tile, count, values + tile);
+    const int32_t begin = tile * kKvBlock, end = (tile + count) * kKvBlock;
+    for_row_blocks(a.num_rows,
+                   [&]<int R>(int32_t r) { accumulate_rows<Products, R>(a, values, r, begin, end); });
   }
 }
 
-static void attend(const AttendArgs& args) {
-  if (args.dtype == KvDType::kBf16) {
-    attend_rows<RowBf16>(args);
-  } else {
-    attend_rows<RowF8>(args);
-  }
-}
-
+/* Adds a segment's result to the running one. */
 static void merge_segment(float* max_io, float* sum_io, float* output, float segment_max, float segment_sum,
                           const float* segment_output, int32_t head_dim) {
   const float maximum = *max_io > segment_max ? *max_io : segment_max;
@@ -302,25 +296,6 @@ static void merge_segment(float* max_io, float* sum_io, float* output, float seg
   *sum_io = *sum_io * keep_factor + segment_sum * add_factor;
   for (int32_t d = 0; d < head_dim; d += 16) {
     store(output + d, fma(load(segment_output + d), set1(add_factor), mul(load(output + d), set1(keep_factor))));
-  }
-}
-
-static void matmul_f32(const float* input, int64_t input_stride, int32_t num_rows, const float* weight,
-                       int64_t num_outputs, int64_t width, float* output, int64_t output_stride) {
-  const float* rows[kMaxQueryRows];
-  for (int32_t r = 0; r < num_rows; r++) rows[r] = input + r * input_stride;
-  const int64_t whole = width / 16 * 16;
-  for (int64_t n = 0; n < num_outputs; n += kTile) {
-    const int32_t count = static_cast<int32_t>(num_outputs - n < kTile ? num_outputs - n : kTile);
-    int64_t offsets[kTile];
-    for (int32_t k = 0; k < count; k++) offsets[k] = (n + k) * width * 4;
-    dot_all<RowF32>(rows, num_rows, whole, reinterpret_cast<const uint8_t*>(weight), offsets, nullptr, 0, count,
-                    output + n, output_stride);
-  }
-  for (int64_t d = whole; d < width; d++) {
-    for (int32_t r = 0; r < num_rows; r++) {
-      for (int64_t n = 0; n < num_outputs; n++) output[r * output_stride + n] += rows[r][d] * weight[n * width + d];
-    }
   }
 }
 

@@ -15,6 +15,7 @@ static const Kernels kKernels = {
     .matmul_f32 = matmul_f32,
     .softmax_terms = softmax_terms,
     .sigmoid = sigmoid,
+    .prepare_queries = prepare_queries,
     .attend = attend,
     .merge_segment = merge_segment,
     .scale = scale_row,

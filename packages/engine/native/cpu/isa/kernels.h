@@ -29,26 +29,38 @@ struct GatedActivation {
   float limit = 0;
 };
 
+/*
+ * Positions of a cache block. Elements lie in pairs, so that sixteen neighbours of a vector take part in one
+ * multiplication without being moved first: keys of one head as [head_dim / 2, kKvBlock, 2], two columns of each
+ * position side by side; values as [kKvBlock / 2, head_dim, 2], two positions of each column.
+ */
+inline constexpr int32_t kKvBlock = 16;
+
+/* Cache blocks whose narrow elements are decoded at once (AttendArgs.decoded). */
+inline constexpr int32_t kDecodedBlocks = 4;
+
 /* One segment of one key/value head against up to kMaxQueryRows query rows. Positions count from the segment's start.
  */
 struct AttendArgs {
-  /* Query row r: head_dim floats. */
-  const float* const* queries;
+  const uint8_t* queries; /* as prepare_queries stored them, for this num_rows */
   int32_t num_rows;
   int32_t head_dim;  /* a multiple of 16 */
   float score_scale; /* on q * k, as rows are read */
   KvDType dtype;
   const uint8_t* keys;
   const uint8_t* values;
-  /* Byte offset of each position's row within keys and within values; [end_position]. */
-  const int64_t* offsets;
+  /* Byte offset of each block's head within keys and within values. Those behind the segment will be asked for next:
+   * they may be fetched early. */
+  const int64_t* blocks;
+  int32_t num_blocks;
   /* Row r sees positions [begin[r], end[r]); empty = the row is left out. */
   const int32_t* begin;
   const int32_t* end;
   /* Positions that any row sees lie in [begin_position, end_position). */
   int32_t begin_position;
   int32_t end_position;
-  float* scores; /* scratch, [num_rows, kSegment] */
+  float* scores;    /* scratch, [num_rows, kSegment] */
+  uint8_t* decoded; /* scratch, [kDecodedBlocks, kKvBlock, head_dim] bf16; e4m3 caches only */
   /* Results per row: largest score, sum of exp(score - max), sum of exp(score - max) * value. */
   float* max;
   float* sum;
@@ -79,6 +91,8 @@ struct Kernels {
   float (*softmax_terms)(float* x, int64_t count);
   /* x = 1 / (1 + exp(-x)) */
   void (*sigmoid)(float* x, int64_t count);
+  /* Query rows of head_dim floats in the form that attend reads; it takes as many bytes. */
+  void (*prepare_queries)(const float* const* queries, int32_t num_rows, int32_t head_dim, uint8_t* output);
   void (*attend)(const AttendArgs& args);
   /* Adds a segment's result to the running one, in place: both are (max, sum, output[head_dim]). */
   void (*merge_segment)(float* max, float* sum, float* output, float segment_max, float segment_sum,
@@ -101,6 +115,8 @@ const Kernels& portable_kernels();
 const Kernels& avx2_kernels();
 /* AVX-512 F, BW, VL, DQ. */
 const Kernels& avx512_kernels();
+/* And VBMI, BF16: attention multiplies in bf16, the rest is the same. */
+const Kernels& avx512_bf16_kernels();
 #endif
 #ifdef MOE_ARM64
 /* What every 64-bit ARM processor has. */

@@ -3,7 +3,9 @@
 #include "kernels.h"
 #include "vec_portable.h"
 #include "row_kernels.h"
+#include "matmul_kernels.h"
 #include "attention_kernels.h"
+#include "attention_f32.h"
 #include "kernel_table.h"
 // clang-format on
 

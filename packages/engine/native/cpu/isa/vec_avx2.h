@@ -17,7 +17,7 @@ struct F {
 
 /* 8 of the 16 registers accumulate; the rest holds operands. */
 constexpr int kTile = 4;
-constexpr int kMaxTileRows = 2;
+constexpr int kMaxTileRows = 4;
 
 static inline F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 static inline F set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
@@ -83,36 +83,19 @@ static inline void load_bf16_pairs(const uint8_t* p, F* even, F* odd) {
   *even = {_mm256_castsi256_ps(_mm256_slli_epi32(lo, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16))};
   *odd = {_mm256_castsi256_ps(_mm256_and_si256(lo, upper)), _mm256_castsi256_ps(_mm256_and_si256(hi, upper))};
 }
-static inline void split_pairs(F a, F b, F* even, F* odd) {
-  float in[32], out[32];
-  store(in, a);
-  store(in + 16, b);
-  for (int i = 0; i < 16; i++) {
-    out[i] = in[2 * i];
-    out[16 + i] = in[2 * i + 1];
-  }
-  *even = load(out);
-  *odd = load(out + 16);
-}
-static inline void join_pairs(F even, F odd, F* a, F* b) {
-  float in[32], out[32];
-  store(in, even);
-  store(in + 16, odd);
-  for (int i = 0; i < 16; i++) {
-    out[2 * i] = in[i];
-    out[2 * i + 1] = in[16 + i];
-  }
-  *a = load(out);
-  *b = load(out + 16);
-}
-static inline F load_f8(const uint8_t* p) {
-  const __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  const __m256i magnitude = _mm256_and_si256(x, _mm256_set1_epi16(0x7f));
-  const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(x, _mm256_set1_epi16(0x80)), 8);
+/* An e4m3 code in the upper byte of each word becomes the half float with its bits. */
+static inline F f8_words(__m256i x) {
+  const __m256i half = _mm256_and_si256(_mm256_srai_epi16(x, 1), _mm256_set1_epi16(static_cast<int16_t>(0xbf80)));
+  const __m256i all = _mm256_set1_epi16(0x3f80);
   const __m256i nan =
-      _mm256_and_si256(_mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7f)), _mm256_set1_epi16(0x7c00));
-  const __m256i half = _mm256_or_si256(_mm256_or_si256(_mm256_slli_epi16(magnitude, 7), sign), nan);
-  return {_mm256_cvtph_ps(_mm256_castsi256_si128(half)), _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1))};
+      _mm256_and_si256(_mm256_cmpeq_epi16(_mm256_and_si256(half, all), all), _mm256_set1_epi16(0x7c00));
+  const __m256i bits = _mm256_or_si256(half, nan);
+  return {_mm256_cvtph_ps(_mm256_castsi256_si128(bits)), _mm256_cvtph_ps(_mm256_extracti128_si256(bits, 1))};
+}
+static inline void load_f8_pairs(const uint8_t* p, F* even, F* odd) {
+  const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  *even = f8_words(_mm256_slli_epi16(x, 8));
+  *odd = f8_words(x);
 }
 
 static inline __m128 fold4(F x) {

@@ -5,10 +5,13 @@
 
 #include <cstdint>
 
+/* avx512_bf16 where the processor has more; the same text, compiled for it. */
+#ifndef MOE_ISA
 #define MOE_ISA avx512
+#endif
 
 /* Sixteen floats in one register. What each function means is said in vec_portable.h. */
-namespace moe::avx512 {
+namespace moe::MOE_ISA {
 
 using F = __m512;
 
@@ -55,24 +58,17 @@ static inline void load_bf16_pairs(const uint8_t* p, F* even, F* odd) {
   *even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
   *odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
 }
-static inline void split_pairs(F a, F b, F* even, F* odd) {
-  const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-  *even = _mm512_permutex2var_ps(a, evens, b);
-  *odd = _mm512_permutex2var_ps(a, _mm512_add_epi32(evens, _mm512_set1_epi32(1)), b);
+/* An e4m3 code in the upper byte of each word becomes the half float with its bits. */
+static inline F f8_words(__m256i x) {
+  const __m256i half = _mm256_and_si256(_mm256_srai_epi16(x, 1), _mm256_set1_epi16(static_cast<int16_t>(0xbf80)));
+  const __m256i all = _mm256_set1_epi16(0x3f80);
+  const __mmask16 nan = _mm256_cmpeq_epi16_mask(_mm256_and_si256(half, all), all);
+  return _mm512_cvtph_ps(_mm256_mask_mov_epi16(half, nan, _mm256_or_si256(half, _mm256_set1_epi16(0x7c00))));
 }
-static inline void join_pairs(F even, F odd, F* a, F* b) {
-  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-  *a = _mm512_permutex2var_ps(even, low, odd);
-  *b = _mm512_permutex2var_ps(even, _mm512_add_epi32(low, _mm512_set1_epi32(8)), odd);
-}
-static inline F load_f8(const uint8_t* p) {
-  const __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  const __m256i magnitude = _mm256_and_si256(x, _mm256_set1_epi16(0x7f));
-  const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(x, _mm256_set1_epi16(0x80)), 8);
-  __m256i half = _mm256_or_si256(_mm256_slli_epi16(magnitude, 7), sign);
-  const __mmask16 nan = _mm256_cmpeq_epi16_mask(magnitude, _mm256_set1_epi16(0x7f));
-  half = _mm256_mask_mov_epi16(half, nan, _mm256_or_si256(half, _mm256_set1_epi16(0x7c00)));
-  return _mm512_cvtph_ps(half);
+static inline void load_f8_pairs(const uint8_t* p, F* even, F* odd) {
+  const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  *even = f8_words(_mm256_slli_epi16(x, 8));
+  *odd = f8_words(x);
 }
 
 static inline float reduce_add(F x) {
@@ -105,6 +101,6 @@ static inline void reduce_tile(const F* a, float* sums) {
 static inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 static inline void prefetch_l2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
-}  // namespace moe::avx512
+}  // namespace moe::MOE_ISA
 
 #endif  // MOE_CPU_ISA_VEC_AVX512_H_

@@ -17,7 +17,7 @@ struct F {
 
 /* 16 of the 32 registers accumulate; the rest holds operands. */
 constexpr int kTile = 4;
-constexpr int kMaxTileRows = 2;
+constexpr int kMaxTileRows = 4;
 
 #define MOE_PARTWISE(expression)                        \
   F r;                                                  \
@@ -90,35 +90,25 @@ static inline void load_bf16_pairs(const uint8_t* p, F* even, F* odd) {
     odd->part[i] = vreinterpretq_f32_u32(vandq_u32(pairs, vdupq_n_u32(0xffff0000u)));
   }
 }
-static inline void split_pairs(F a, F b, F* even, F* odd) {
-  for (int i = 0; i < 2; i++) {
-    even->part[i] = vuzp1q_f32(a.part[2 * i], a.part[2 * i + 1]);
-    even->part[2 + i] = vuzp1q_f32(b.part[2 * i], b.part[2 * i + 1]);
-    odd->part[i] = vuzp2q_f32(a.part[2 * i], a.part[2 * i + 1]);
-    odd->part[2 + i] = vuzp2q_f32(b.part[2 * i], b.part[2 * i + 1]);
-  }
-}
-static inline void join_pairs(F even, F odd, F* a, F* b) {
-  for (int i = 0; i < 2; i++) {
-    a->part[2 * i] = vzip1q_f32(even.part[i], odd.part[i]);
-    a->part[2 * i + 1] = vzip2q_f32(even.part[i], odd.part[i]);
-    b->part[2 * i] = vzip1q_f32(even.part[2 + i], odd.part[2 + i]);
-    b->part[2 * i + 1] = vzip2q_f32(even.part[2 + i], odd.part[2 + i]);
-  }
-}
-
-/* A shift that extends the sign leaves it in bits 15 and 14; half precision has it in 15 alone. */
-static inline uint16x8_t half_of_f8(int8x8_t x) {
-  const uint16x8_t half = vandq_u16(vreinterpretq_u16_s16(vshll_n_s8(x, 7)), vdupq_n_u16(0xbfff));
+/*
+ * An e4m3 code in the upper byte of each word becomes the half float with its bits. A shift that extends the sign
+ * leaves it in bits 15 and 14; half precision has it in 15 alone.
+ */
+static inline void f8_words(uint16x8_t x, float32x4_t* low, float32x4_t* high) {
+  const uint16x8_t shifted = vreinterpretq_u16_s16(vshrq_n_s16(vreinterpretq_s16_u16(x), 1));
+  const uint16x8_t half = vandq_u16(shifted, vdupq_n_u16(0xbf80));
   const uint16x8_t all = vdupq_n_u16(0x3f80);
-  return vorrq_u16(half, vandq_u16(vceqq_u16(vandq_u16(half, all), all), vdupq_n_u16(0x7c00)));
+  const uint16x8_t nan = vandq_u16(vceqq_u16(vandq_u16(half, all), all), vdupq_n_u16(0x7c00));
+  const float16x8_t bits = vreinterpretq_f16_u16(vorrq_u16(half, nan));
+  *low = vcvt_f32_f16(vget_low_f16(bits));
+  *high = vcvt_high_f32_f16(bits);
 }
-static inline F load_f8(const uint8_t* p) {
-  const int8x16_t x = vreinterpretq_s8_u8(vld1q_u8(p));
-  const float16x8_t low = vreinterpretq_f16_u16(half_of_f8(vget_low_s8(x)));
-  const float16x8_t high = vreinterpretq_f16_u16(half_of_f8(vget_high_s8(x)));
-  return {{vcvt_f32_f16(vget_low_f16(low)), vcvt_high_f32_f16(low), vcvt_f32_f16(vget_low_f16(high)),
-           vcvt_high_f32_f16(high)}};
+static inline void load_f8_pairs(const uint8_t* p, F* even, F* odd) {
+  for (int i = 0; i < 2; i++) {
+    const uint16x8_t x = vreinterpretq_u16_u8(vld1q_u8(p + 16 * i));
+    f8_words(vshlq_n_u16(x, 8), &even->part[2 * i], &even->part[2 * i + 1]);
+    f8_words(x, &odd->part[2 * i], &odd->part[2 * i + 1]);
+  }
 }
 
 static inline float32x4_t fold4(F x) {

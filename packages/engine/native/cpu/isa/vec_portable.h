@@ -16,9 +16,9 @@ struct F {
   float lane[16];
 };
 
-/* Accumulators of one block of dot products, and how many of its rows may be queries. */
+/* Accumulators of one block of products, and how many rows it may have. */
 constexpr int kTile = 4;
-constexpr int kMaxTileRows = 2;
+constexpr int kMaxTileRows = 4;
 
 static inline F set1(float x) {
   F r;
@@ -82,10 +82,7 @@ static inline F load_bf16(const uint8_t* p) {
   return r;
 }
 
-/*
- * 32 bf16 as 16 words: the elements at even and at odd places, which costs two instructions; in order it would be four.
- * What meets them must be split into even and odd as well (split_pairs), and what comes of them joined (join_pairs).
- */
+/* 32 bf16 in pairs: the first and the second of each. */
 static inline void load_bf16_pairs(const uint8_t* p, F* even, F* odd) {
   uint32_t pairs[16], low[16], high[16];
   std::memcpy(pairs, p, sizeof pairs);
@@ -96,37 +93,23 @@ static inline void load_bf16_pairs(const uint8_t* p, F* even, F* odd) {
   std::memcpy(even->lane, low, sizeof low);
   std::memcpy(odd->lane, high, sizeof high);
 }
-static inline void split_pairs(F a, F b, F* even, F* odd) {
-  for (int i = 0; i < 8; i++) {
-    even->lane[i] = a.lane[2 * i];
-    even->lane[8 + i] = b.lane[2 * i];
-    odd->lane[i] = a.lane[2 * i + 1];
-    odd->lane[8 + i] = b.lane[2 * i + 1];
-  }
-}
-static inline void join_pairs(F even, F odd, F* a, F* b) {
-  for (int i = 0; i < 8; i++) {
-    a->lane[2 * i] = even.lane[i];
-    a->lane[2 * i + 1] = odd.lane[i];
-    b->lane[2 * i] = even.lane[8 + i];
-    b->lane[2 * i + 1] = odd.lane[8 + i];
-  }
-}
 
 /*
  * e4m3 over kF8Unit: the bits of a half float with the same exponent field, whose bias is larger by 8.
  * Here through the f32 format: subnormals by their count, the rest by moving exponent and mantissa.
  */
-static inline F load_f8(const uint8_t* p) {
-  F r;
+static inline float f8(uint8_t code) {
+  const uint32_t magnitude = code & 0x7fu;
+  const uint32_t bits = magnitude == 0x7f ? 0x7fc00000u : (magnitude << 20) + ((127u - 7u - 8u) << 23);
+  const float x = magnitude < 8 ? static_cast<float>(magnitude) * 0x1p-17f : __builtin_bit_cast(float, bits);
+  return code & 0x80u ? -x : x;
+}
+/* 32 e4m3 in pairs. */
+static inline void load_f8_pairs(const uint8_t* p, F* even, F* odd) {
   for (int i = 0; i < 16; i++) {
-    const uint32_t magnitude = p[i] & 0x7fu;
-    const uint32_t bits = magnitude == 0x7f ? 0x7fc00000u : (magnitude << 20) + ((127u - 7u - 8u) << 23);
-    float x = __builtin_bit_cast(float, bits);
-    if (magnitude < 8) x = static_cast<float>(magnitude) * 0x1p-17f;
-    r.lane[i] = p[i] & 0x80u ? -x : x;
+    even->lane[i] = f8(p[2 * i]);
+    odd->lane[i] = f8(p[2 * i + 1]);
   }
-  return r;
 }
 
 static inline float reduce_add(F x) {

@@ -20,6 +20,8 @@ namespace {
 /* Pieces of work per thread below which tiles become smaller, and at last segments are split. */
 constexpr int64_t kPiecesPerThread = 4;
 
+constexpr int64_t kSegmentBlocks = kSegment / kKvBlock;
+
 /* Rows of (largest score, sum of exponentials, weighted sum of values). */
 struct Partial {
   float* max;
@@ -38,21 +40,25 @@ struct Partial {
 
 /* What one thread needs for one tile and segment. */
 struct ThreadScratch {
-  ThreadScratch(Scratch& scratch, int64_t head_dim) {
-    queries = scratch.take<const float*>(kMaxQueryRows);
+  ThreadScratch(Scratch& scratch, const KvCache& cache) {
+    rows = scratch.take<const float*>(kMaxQueryRows);
+    queries = scratch.take<uint8_t>(int64_t{kMaxQueryRows} * cache.head_dim * static_cast<int64_t>(sizeof(float)));
     begin = scratch.take<int32_t>(kMaxQueryRows);
     end = scratch.take<int32_t>(kMaxQueryRows);
-    offsets = scratch.take<int64_t>(kSegment);
+    blocks = scratch.take<int64_t>(kSegmentBlocks + kDecodedBlocks);
     scores = scratch.take<float>(int64_t{kMaxQueryRows} * kSegment);
-    running = Partial::take(scratch, kMaxQueryRows, head_dim);
-    segment = Partial::take(scratch, kMaxQueryRows, head_dim);
+    decoded = scratch.take<uint8_t>(cache.dtype == KvDType::kBf16 ? 0 : kDecodedBlocks * kKvBlock * cache.head_dim * 2);
+    running = Partial::take(scratch, kMaxQueryRows, cache.head_dim);
+    segment = Partial::take(scratch, kMaxQueryRows, cache.head_dim);
   }
 
-  const float** queries;
+  const float** rows;
+  uint8_t* queries; /* the rows as the kernel reads them */
   /* Positions of the segment that each row sees. */
   int32_t *begin, *end;
-  int64_t* offsets;
+  int64_t* blocks;
   float* scores;
+  uint8_t* decoded;
   Partial running, segment;
 };
 
@@ -63,8 +69,8 @@ struct Tile {
 
 int64_t group_size(const Attention& op) { return op.num_heads / op.cache.num_kv_heads; }
 
-int64_t max_segments(const Attention& op, int64_t max_blocks_per_seq) {
-  return (max_blocks_per_seq * op.cache.block_size + kSegment - 1) / kSegment;
+int64_t max_segments(int64_t max_blocks_per_seq) {
+  return (max_blocks_per_seq + kSegmentBlocks - 1) / kSegmentBlocks;
 }
 
 class AttentionRun {
@@ -72,7 +78,7 @@ class AttentionRun {
   AttentionRun(const Attention& op, const OpContext& context)
       : op_(op), context_(context), step_(context.step), shared_(context.workspace) {
     Scratch count(nullptr);
-    ThreadScratch(count, op.cache.head_dim);
+    ThreadScratch(count, op.cache);
     thread_bytes_ = count.used();
     threads_ = shared_.take<uint8_t>(static_cast<int64_t>(thread_bytes_ * context.pool.num_threads()));
   }
@@ -80,7 +86,7 @@ class AttentionRun {
   /* Bytes of scratch memory, for a pool of this many threads. */
   static uint64_t workspace_bytes(const Attention& op, const StepLimits& limits, uint32_t num_threads) {
     Scratch count(nullptr);
-    ThreadScratch(count, op.cache.head_dim);
+    ThreadScratch(count, op.cache);
     const uint64_t thread_bytes = count.used();
     const int64_t few = kPiecesPerThread * num_threads;
     Scratch tiles(nullptr);
@@ -89,7 +95,7 @@ class AttentionRun {
     split.take<int32_t>(few + 1);
     /* run() splits where there are fewer pairs of token and head than this, each with segments of its own. */
     const int64_t segments =
-        std::min(few, limits.max_num_tokens * op.cache.num_kv_heads) * max_segments(op, limits.max_blocks_per_seq);
+        std::min(few, limits.max_num_tokens * op.cache.num_kv_heads) * max_segments(limits.max_blocks_per_seq);
     Partial::take(split, segments * group_size(op), op.cache.head_dim);
     return thread_bytes * num_threads + std::max(tiles.used(), split.used());
   }
@@ -129,10 +135,11 @@ class AttentionRun {
   }
   ThreadScratch thread_scratch(uint32_t thread) const {
     Scratch scratch(threads_ + thread_bytes_ * thread);
-    return ThreadScratch(scratch, head_dim_);
+    return ThreadScratch(scratch, op_.cache);
   }
 
-  /* Tiles of one key/value head follow one another, so that a thread finds the head's cache warm. */
+  /* Tiles of one key/value head follow one another, so that a thread finds the head's cache warm; the last, which see
+   * the most, come first, so that what is left at the end is short. */
   void run_tiles(int64_t tile_tokens) {
     int32_t* starts = shared_.take<int32_t>(step_.num_seqs + 1);
     starts[0] = 0;
@@ -144,7 +151,7 @@ class AttentionRun {
       for (int64_t i = begin; i < end; i++) {
         const int64_t seq = std::upper_bound(starts, starts + step_.num_seqs + 1, i) - starts - 1;
         const int64_t within = i - starts[seq], tiles = tiles_of(seq, tile_tokens);
-        const int64_t first = step_.query_starts[seq] + within % tiles * tile_tokens;
+        const int64_t first = step_.query_starts[seq] + (tiles - 1 - within % tiles) * tile_tokens;
         run_tile({seq, within / tiles, first, std::min<int64_t>(tile_tokens, step_.query_starts[seq + 1] - first)},
                  scratch);
       }
@@ -158,6 +165,7 @@ class AttentionRun {
   void run_tile(const Tile& tile, ThreadScratch& scratch) {
     const int64_t rows = tile.num_tokens * group_;
     for (int64_t r = 0; r < rows; r++) start_row(head_of(tile, r), scratch.running.at(r, head_dim_));
+    prepare_queries(tile, scratch);
     const int64_t last = last_segment(tile.first_token + tile.num_tokens - 1);
     for (int64_t segment = first_segment(tile.first_token); segment <= last; segment++) {
       attend_segment(tile, segment, scratch, scratch.segment);
@@ -178,7 +186,9 @@ class AttentionRun {
     starts[0] = 0;
     for (int64_t t = 0; t < tokens; t++) starts[t + 1] = starts[t] + static_cast<int32_t>(num_segments(t) * kv_heads_);
     const Partial partials = Partial::take(shared_, starts[tokens] * group_, head_dim_);
-    context_.pool.parallel_for(starts[tokens], 1, [&](int64_t begin, int64_t end, uint32_t thread) {
+    /* Neighbouring segments stay on one thread, which has fetched the beginning of the next. */
+    const int64_t grain = std::max<int64_t>(1, starts[tokens] / (kPiecesPerThread * context_.pool.num_threads()));
+    context_.pool.parallel_for(starts[tokens], grain, [&](int64_t begin, int64_t end, uint32_t thread) {
       ThreadScratch scratch = thread_scratch(thread);
       for (int64_t i = begin; i < end; i++) {
         const int64_t token = std::upper_bound(starts, starts + tokens + 1, i) - starts - 1;
@@ -186,6 +196,7 @@ class AttentionRun {
         const int64_t seq = std::upper_bound(step_.query_starts, step_.query_starts + step_.num_seqs + 1, token) -
                             step_.query_starts - 1;
         const Tile tile{seq, within / segments, token, 1};
+        if (i == begin || within % segments == 0) prepare_queries(tile, scratch);
         attend_segment(tile, first_segment(token) + within % segments, scratch, partials.at(i * group_, head_dim_));
       }
     });
@@ -204,27 +215,36 @@ class AttentionRun {
              });
   }
 
+  void prepare_queries(const Tile& tile, const ThreadScratch& scratch) const {
+    const int64_t rows = tile.num_tokens * group_;
+    for (int64_t r = 0; r < rows; r++) {
+      const int64_t token = tile.first_token + r / group_;
+      scratch.rows[r] = op_.queries + (token * op_.row_width + op_.query_offset + head_of(tile, r) * head_dim_);
+    }
+    context_.kernels.prepare_queries(scratch.rows, static_cast<int32_t>(rows), static_cast<int32_t>(head_dim_),
+                                     scratch.queries);
+  }
+
+  /* Of queries that were prepared. */
   void attend_segment(const Tile& tile, int64_t segment, ThreadScratch& scratch, const Partial& result) {
     const KvCache& cache = op_.cache;
     const int64_t origin = segment * kSegment;
     const int64_t rows = tile.num_tokens * group_;
     int32_t begin = kSegment, end = 0;
     for (int64_t r = 0; r < rows; r++) {
-      const int64_t token = tile.first_token + r / group_, position = step_.positions[token];
-      scratch.queries[r] = op_.queries + (token * op_.row_width + op_.query_offset + head_of(tile, r) * head_dim_);
+      const int64_t position = step_.positions[tile.first_token + r / group_];
       scratch.begin[r] = static_cast<int32_t>(std::max<int64_t>(0, first_visible(position) - origin));
       scratch.end[r] = static_cast<int32_t>(std::min<int64_t>(kSegment, position + 1 - origin));
       if (scratch.begin[r] >= scratch.end[r]) continue;
       begin = std::min(begin, scratch.begin[r]);
       end = std::max(end, scratch.end[r]);
     }
-    const int32_t* blocks = step_.block_table(tile.seq);
-    for (int64_t j = begin; j < end;) {
-      const int64_t block = (origin + j) / cache.block_size, in_block = (origin + j) % cache.block_size;
-      int64_t offset = cache.row_offset(blocks[block], tile.kv_head * cache.block_size + in_block);
-      const int64_t stop = std::min<int64_t>(end, j + cache.block_size - in_block);
-      for (; j < stop; j++, offset += cache.row_bytes()) scratch.offsets[j] = offset;
-    }
+    /* A little further than the segment goes, for the kernel to fetch ahead. */
+    const int32_t* table = step_.block_table(tile.seq) + segment * kSegmentBlocks;
+    const int64_t last = step_.positions[tile.first_token + tile.num_tokens - 1];
+    const int64_t num_blocks = std::min(kSegmentBlocks + kDecodedBlocks, (last - origin) / kKvBlock + 1);
+    for (int64_t b = begin / kKvBlock; b < num_blocks; b++)
+      scratch.blocks[b] = cache.block_offset(table[b], tile.kv_head);
     context_.kernels.attend({
         .queries = scratch.queries,
         .num_rows = static_cast<int32_t>(rows),
@@ -233,12 +253,14 @@ class AttentionRun {
         .dtype = cache.dtype,
         .keys = cache.keys.data,
         .values = cache.values.data,
-        .offsets = scratch.offsets,
+        .blocks = scratch.blocks,
+        .num_blocks = static_cast<int32_t>(num_blocks),
         .begin = scratch.begin,
         .end = scratch.end,
         .begin_position = begin,
         .end_position = end,
         .scores = scratch.scores,
+        .decoded = scratch.decoded,
         .max = result.max,
         .sum = result.sum,
         .output = result.output,

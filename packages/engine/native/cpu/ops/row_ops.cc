@@ -44,11 +44,23 @@ void run(const Rope& op, const OpContext& context) {
 
 namespace {
 
-void store_row(const Kernels& kernels, KvDType dtype, const float* input, uint8_t* output, int64_t count, float scale) {
-  if (dtype == KvDType::kBf16) {
-    kernels.f32_to_bf16(input, reinterpret_cast<uint16_t*>(output), count);
-  } else {
-    kernels.f32_to_f8(input, output, count, scale);
+/* Columns that are rounded at once, before each goes to its place in the cache. */
+constexpr int64_t kStoredColumns = 256;
+
+/* One position's keys and values of one head to their places in a block, in a cache of elements of type T. */
+template <class T>
+void store_head(const float* keys, const float* values, const KvCache& cache, int64_t block_offset, int64_t position,
+                const auto& round) {
+  T* key_block = reinterpret_cast<T*>(cache.keys + block_offset) + 2 * position;
+  T* value_block = reinterpret_cast<T*>(cache.values + block_offset) + position / 2 * 2 * cache.head_dim + position % 2;
+  T rounded[kStoredColumns];
+  for (int64_t first = 0; first < cache.head_dim; first += kStoredColumns) {
+    const int64_t count = std::min(kStoredColumns, cache.head_dim - first);
+    round(keys + first, rounded, count, cache.key_scale);
+    for (int64_t d = 0; d < count; d += 2)
+      std::memcpy(key_block + (first + d) * kKvBlock, rounded + d, 2 * sizeof(T));
+    round(values + first, rounded, count, cache.value_scale);
+    for (int64_t d = 0; d < count; d++) value_block[2 * (first + d)] = rounded[d];
   }
 }
 
@@ -56,19 +68,23 @@ void store_row(const Kernels& kernels, KvDType dtype, const float* input, uint8_
 
 void run(const KvStore& op, const OpContext& context) {
   const KvCache& cache = op.cache;
+  const Kernels& kernels = context.kernels;
   for_rows(context, context.step.num_tokens, 2 * cache.num_kv_heads * cache.head_dim,
            [&](int64_t begin, int64_t end, uint32_t) {
              for (int64_t t = begin; t < end; t++) {
                const int64_t slot = context.step.slots[t];
-               const float* row = op.tensor + t * op.row_width;
                for (int64_t h = 0; h < cache.num_kv_heads; h++) {
-                 const int64_t offset =
-                     cache.row_offset(slot / cache.block_size, h * cache.block_size + slot % cache.block_size);
-                 const int64_t column = h * cache.head_dim;
-                 store_row(context.kernels, cache.dtype, row + op.key_offset + column, cache.keys + offset,
-                           cache.head_dim, cache.key_scale);
-                 store_row(context.kernels, cache.dtype, row + op.value_offset + column, cache.values + offset,
-                           cache.head_dim, cache.value_scale);
+                 const float* row = op.tensor + t * op.row_width + h * cache.head_dim;
+                 const float *keys = row + op.key_offset, *values = row + op.value_offset;
+                 const int64_t offset = cache.block_offset(slot / kKvBlock, h), position = slot % kKvBlock;
+                 if (cache.dtype == KvDType::kBf16) {
+                   store_head<uint16_t>(keys, values, cache, offset, position,
+                                        [&](const float* x, uint16_t* y, int64_t count, float) {
+                                          kernels.f32_to_bf16(x, y, count);
+                                        });
+                 } else {
+                   store_head<uint8_t>(keys, values, cache, offset, position, kernels.f32_to_f8);
+                 }
                }
              }
            });

@@ -19,11 +19,11 @@ export function kvStore(command: KvStoreCommand, limits: StepLimits): Operator {
     for (let t = 0; t < numTokens; t++) {
       const slot = inputs.slots[t] ?? 0;
       for (let head = 0; head < numKvHeads; head++) {
-        const start = elementOf(cache, Math.floor(slot / blockSize), head, slot % blockSize);
+        const start = headStart(cache, Math.floor(slot / blockSize), head);
         const row = t * rowWidth + head * headDim;
         for (let i = 0; i < headDim; i++) {
-          keys.write(start + i, tensor[row + keyOffset + i]!);
-          values.write(start + i, tensor[row + valueOffset + i]!);
+          keys.write(start + keyElement(cache, slot % blockSize, i), tensor[row + keyOffset + i]!);
+          values.write(start + valueElement(cache, slot % blockSize, i), tensor[row + valueOffset + i]!);
         }
       }
     }
@@ -74,13 +74,14 @@ interface Context {
 }
 
 function attend(query: Float32Array, context: Context, scale: number, sink: number | undefined, output: Float32Array): void {
-  const { keys, values, first, last } = context;
+  const { cache, keys, values, first, last } = context;
   const scores = new Float64Array(last - first + 1);
   let maximum = sink ?? -Infinity;
   for (let position = first; position <= last; position++) {
     const start = startOf(context, position);
+    const offset = position % cache.blockSize;
     let dot = 0;
-    for (let i = 0; i < query.length; i++) dot += query[i]! * keys.read(start + i);
+    for (let i = 0; i < query.length; i++) dot += query[i]! * keys.read(start + keyElement(cache, offset, i));
     scores[position - first] = dot * scale;
     maximum = Math.max(maximum, dot * scale);
   }
@@ -90,17 +91,27 @@ function attend(query: Float32Array, context: Context, scale: number, sink: numb
     const weight = Math.exp(scores[position - first]! - maximum);
     denominator += weight;
     const start = startOf(context, position);
-    for (let i = 0; i < sums.length; i++) sums[i] = sums[i]! + weight * values.read(start + i);
+    const offset = position % cache.blockSize;
+    for (let i = 0; i < sums.length; i++) sums[i] = sums[i]! + weight * values.read(start + valueElement(cache, offset, i));
   }
   for (let i = 0; i < sums.length; i++) output[i] = sums[i]! / denominator;
 }
 
 function startOf({ cache, blocks, kvHead }: Context, position: number): number {
-  const block = blocks[Math.floor(position / cache.blockSize)] ?? 0;
-  return elementOf(cache, block, kvHead, position % cache.blockSize);
+  return headStart(cache, blocks[Math.floor(position / cache.blockSize)] ?? 0, kvHead);
 }
 
-/** First element of one head's vector: the cache is [numBlocks, numKvHeads, blockSize, headDim]. */
-function elementOf({ numKvHeads, blockSize, headDim }: KvCacheLayer, block: number, head: number, offset: number): number {
-  return ((block * numKvHeads + head) * blockSize + offset) * headDim;
+/** First element of one head in one block; commands.ts says how the cache is laid out. */
+function headStart({ numKvHeads, blockSize, headDim }: KvCacheLayer, block: number, head: number): number {
+  return (block * numKvHeads + head) * blockSize * headDim;
+}
+
+/** Column `i` of the key at `offset`, from its head's start: [headDim / 2, blockSize, 2]. */
+function keyElement({ blockSize }: KvCacheLayer, offset: number, i: number): number {
+  return ((i >> 1) * blockSize + offset) * 2 + (i & 1);
+}
+
+/** Column `i` of the value at `offset`, from its head's start: [blockSize / 2, headDim, 2]. */
+function valueElement({ headDim }: KvCacheLayer, offset: number, i: number): number {
+  return ((offset >> 1) * headDim + i) * 2 + (offset & 1);
 }
