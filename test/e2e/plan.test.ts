@@ -188,6 +188,29 @@ describe('moe-server plan of a checkpoint that mixes NVFP4, FP8 and BF16', funct
     expect(refused.err).to.contain('It would be served by b12x, cutlass or triton without --batch-invariant.');
   });
 
+  it('takes kernels with float32 inputs where the KV cache that will be used is FP8, and everywhere when told so', async () => {
+    const rulesOf = async (...args: readonly string[]): Promise<readonly (readonly [string | undefined, string | undefined])[]> => {
+      const { status, out, err } = await moeServer([
+        ...['plan', '--model', pocketDictionary, '--as', 'cpu-avx512', '--no-plugins', '--no-calibration', '--json'],
+        ...args,
+      ]);
+      expect(status, err).to.equal(exitStatus.ok);
+      const firstLayer = (JSON.parse(out) as Plan).layers.filter(({ name }) => /layers\.0\.self_attn|lm_head/.test(name));
+      return firstLayer.map(({ name, bindings }) => [name.split('.').at(-1), bindings[0]?.rule]);
+    };
+    const rounded = [
+      ['lm_head', 'bf16-avx512'],
+      ['o_proj', 'fp8-wider-avx512'],
+      ['qkv_proj', 'fp8-wider-avx512'],
+    ];
+    expect(await rulesOf()).to.deep.equal(rounded);
+    expect(await rulesOf('--kv-cache-dtype', 'bf16')).to.deep.equal(rounded);
+    expect(await rulesOf('--kv-cache-dtype', 'fp8')).to.deep.equal([...rounded.slice(0, 2), ['qkv_proj', 'fp8-wider-f32-avx512']]);
+    expect(await rulesOf('--numerics', 'float32')).to.deep.equal(
+      rounded.map(([name, rule]) => [name, rule?.replace('avx512', 'f32-avx512')]),
+    );
+  });
+
   it('keeps a plan and says what moved since', async () => {
     const file = join(folder, 'plan.lock.json');
     await planned(['--out', file]);
