@@ -5,7 +5,7 @@ import type { BufferRef, Command, ExpertsCommand, LinearCommand } from './comman
 import type { NativeDevice } from './cpu-addon.js';
 import { loadCpuAddon } from './cpu-addon.js';
 import { availableMemoryBytes, outOfMemory } from './cpu-memory.js';
-import type { Device, Program } from './device.js';
+import type { Device, Program, StepTimes } from './device.js';
 import type { StepInputs, StepLayout } from './step-inputs.js';
 import { experts, linear } from './typescript/kernels.js';
 import type { Operator } from './typescript/operator.js';
@@ -143,6 +143,11 @@ class CpuDevice implements Device {
 
   get numExpertsChosen(): number {
     return this.#native.expertsChosen();
+  }
+
+  /** Of the last native call. */
+  get lastStep(): StepTimes {
+    return this.#native.lastStep();
   }
 
   readonly dispose = (): void => {
