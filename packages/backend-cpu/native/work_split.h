@@ -45,6 +45,19 @@ void parallel_for(const moe_pool* pool, int64_t count, int64_t grain, Body& body
       &body);
 }
 
+// The same for few large items that are to be handed out one by one, in ascending order.
+template <typename Body>
+void parallel_for_each(const moe_pool* pool, int64_t count, Body& body) {
+  if (pool == nullptr || pool->num_threads < 2) {
+    body(int64_t{0}, count, uint32_t{0});
+    return;
+  }
+  pool->parallel_for(
+      pool->context, count, 1,
+      [](void* arg, int64_t begin, int64_t end, uint32_t thread) { (*static_cast<Body*>(arg))(begin, end, thread); },
+      &body);
+}
+
 // Items per interval when one item reads `bytes` of weights and makes `products` multiplications.
 inline int64_t grain_for(double bytes, double products) {
   const double ns = std::max(bytes / kBytesPerNs, products / kProductsPerNs);

@@ -20,10 +20,11 @@ export function expertsWorkspaceBytes(
   const pairs = numTokens * topK;
   // With static scales every expert may have one of its own, for gate and up each.
   const inputs = input === 'nvfp4' || input === 'fp8-static' ? 2 * pairs : numTokens;
-  const partials = numThreads * Math.max(pairs * 64, Math.min(pairs * 256, 1 << 20));
-  return Math.ceil(
-    inputs * rowBytes(hiddenSize, input) + pairs * (rowBytes(moeIntermediateSize, input) + 4) + 16 * experts.length + partials + 1024,
-  );
+  const tiles = Math.ceil(hiddenSize / 16);
+  // What choices add to outputs: of all columns (native/experts_stream.cc), or for each thread of some (native/experts_kernel.cc).
+  const partials = Math.max(Math.min(pairs * tiles * 64, 1 << 20), numThreads * Math.max(pairs * 64, Math.min(pairs * 256, 1 << 20)));
+  const counters = 24 * experts.length + 4 * tiles;
+  return Math.ceil(inputs * rowBytes(hiddenSize, input) + pairs * (rowBytes(moeIntermediateSize, input) + 4) + counters + partials + 1024);
 }
 
 /** As {@link expertsWorkspaceBytes}: modules with static scales may each have one of their own. */
