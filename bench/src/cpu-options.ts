@@ -20,7 +20,7 @@ export const help = `Measures prefill and decode on this machine's processors, a
   --context A,B         128,2048: lengths to decode at; "" for none
   --tokens N            48: tokens decoded a run
   --parallel A,B        4,8: sequences decoded together, at the first context length; "" for none
-  --numerics A,B        auto: classes of numerics (auto, same, wider, approximate), each an engine of its own with weights of its own
+  --numerics A,B        auto: auto, same, wider, float32, approximate: each an engine of its own with weights of its own
   --peer DIR            a folder whose node_modules has node-llama-cpp: runs it too, in turn, in the same run
   --peer-gguf FILE      the same weights for it; repeat it for further files, LABEL=FILE to name one
   --quiet SECONDS       60: time, in all, to wait for other programs and to repeat runs that they disturbed; 0 = count every run
@@ -53,7 +53,7 @@ export interface PeerFile {
   readonly file: string;
 }
 
-const numericsClasses = ['auto', 'same', 'wider', 'approximate'];
+const numericsClasses = ['auto', 'same', 'wider', 'float32', 'approximate'];
 
 /** @returns undefined when the help is wanted. @throws {UsageError}. */
 export function readCpuOptions(args: string[]): CpuBenchOptions | undefined {

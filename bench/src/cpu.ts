@@ -2,7 +2,7 @@ import { statSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { freemem } from 'node:os';
 import { basename } from 'node:path';
-import { measureCpuRates } from '@moe-server/engine';
+import { describeCpuRates, measureCpuRates } from '@moe-server/engine';
 import { UsageError } from './arguments.js';
 import { help, readCpuOptions } from './cpu-options.js';
 import type { CpuBenchOptions } from './cpu-options.js';
@@ -16,7 +16,7 @@ import type { ModelBytes } from './model-bytes.js';
 import { extraTokens } from './moe-server.js';
 import { openContestant } from './remote-contestant.js';
 import type { RemoteContestant } from './remote-contestant.js';
-import { factsText, ratesText, TextReport, titleOf } from './report.js';
+import { factsText, TextReport, titleOf } from './report.js';
 import type { Sides } from './report.js';
 import { checkpointOf } from './shapes.js';
 
@@ -95,7 +95,7 @@ async function measureAll(
   console.log(
     `${machine.processor}, ${String(numThreads)} threads, medians of ${String(numRuns)} runs, commit ${machine.commit ?? 'unknown'}`,
   );
-  for (const of of rates) console.log(ratesText(of));
+  for (const of of rates) console.log(describeCpuRates(of));
   for (const contestant of contestants) console.log(factsText(contestant));
   const report = new TextReport(sides);
   console.log(`\n${report.heading}`);

@@ -1,9 +1,10 @@
+import { describeCpuRates } from '@moe-server/engine';
 import type { CpuRates } from '@moe-server/engine';
 import type { ContestantFacts } from './contestant.js';
 import { reachedOf } from './figures.js';
 import type { Figure } from './figures.js';
 import type { Machine } from './machine.js';
-import { factsText, floorText, percent, ratesText, ratiosOf, rateText, titleOf } from './report.js';
+import { factsText, floorText, percent, ratiosOf, rateText, titleOf } from './report.js';
 import type { Sides } from './report.js';
 
 /** Everything that one call measured; what `--json` writes. */
@@ -46,7 +47,7 @@ export function markdownOf(measurement: Measurement, sides: Sides): string {
       `${machine.commit ?? 'unknown'}, ${machine.date.slice(0, 10)}. ${String(numThreads)} threads, medians of ${String(numRuns)} runs; ` +
       `${(model.weightBytes / 1e6).toFixed(0)} MB of weights.`,
     '',
-    ...rates.map((of) => `- ${ratesText(of)}`),
+    ...rates.map((of) => `- ${describeCpuRates(of)}`),
     ...contestants.map(
       (one) => `- ${factsText(one)}${one.peakBytes === undefined ? '' : `, at most ${(one.peakBytes / 1e6).toFixed(0)} MB`}`,
     ),

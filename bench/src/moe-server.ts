@@ -25,7 +25,9 @@ export async function openMoeServer({ model, numThreads, maxModelLen, maxNumSeqs
     {
       onPlugins: (host) => (plugins = host),
       onPlan: (plan, description, config) => {
-        if (plugins !== undefined) prompt = promptOperationsOf(plan, description, config, plugins, plan.maxNumTokens);
+        // As createCpuDevice says.
+        const attention = numerics === 'float32' ? 'f32' : 'bf16';
+        if (plugins !== undefined) prompt = promptOperationsOf(plan, description, config, plugins, plan.maxNumTokens, attention);
       },
     },
   );

@@ -9,19 +9,24 @@ export type Operations = Readonly<Record<DotType, number>>;
 export interface PromptOperations {
   /** Of a token: every layer's linears, its router and the experts that it chooses. */
   readonly perToken: Operations;
-  /** Of a token and one position that it attends to. */
-  readonly perPair: number;
+  /** Of a token and one position that it attends to: a query meets a key, and its weight a value. */
+  readonly perPair: { readonly dots: DotType; readonly operations: number };
   /** Of a prompt: the logits of its last token. */
   readonly once: Operations;
 }
 
-/** From the kernels that the plan binds for a chunk of `numTokens`, by the arithmetic that their rules declare. */
+/**
+ * From the kernels that the plan binds for a chunk of `numTokens`, by the arithmetic that their rules declare.
+ *
+ * @param attention - what the device multiplies in attention, where the processor can.
+ */
 export function promptOperationsOf(
   plan: Plan,
   { groups, linears }: ModelDescription,
   { numHeads, headDim, numLayers, hiddenSize }: ModelConfig,
   host: PluginHost,
   numTokens: number,
+  attention: DotType,
 ): PromptOperations {
   const perToken = { int8: 0, bf16: 0, f32: 0 };
   const once = { int8: 0, bf16: 0, f32: 0 };
@@ -46,18 +51,17 @@ export function promptOperationsOf(
     const target = linear.layerIndex === undefined ? once : perToken;
     target[dotTypeFor(linear, linear.scheme)] += 2 * linear.inFeatures * linear.outFeatures;
   }
-  // A query meets a key, and its weight a value.
-  return { perToken, perPair: 4 * numHeads * headDim * numLayers, once };
+  return { perToken, perPair: { dots: attention, operations: 4 * numHeads * headDim * numLayers }, once };
 }
 
-/** Of a whole prompt. Attention is causal: token t attends to t positions, itself among them; float32. */
+/** Of a whole prompt. Attention is causal: token t attends to t positions, itself among them. */
 export function operationsOf({ perToken, perPair, once }: PromptOperations, numTokens: number): Operations {
   const pairs = (numTokens * (numTokens + 1)) / 2;
-  return {
-    int8: numTokens * perToken.int8 + once.int8,
-    bf16: numTokens * perToken.bf16 + once.bf16,
-    f32: numTokens * perToken.f32 + once.f32 + pairs * perPair,
+  const of = (type: DotType): number => {
+    const attention = perPair.dots === type ? pairs * perPair.operations : 0;
+    return numTokens * perToken[type] + once[type] + attention;
   };
+  return { int8: of('int8'), bf16: of('bf16'), f32: of('f32') };
 }
 
 function arithmeticOf(host: PluginHost, layer: LayerPlan | undefined, numTokens: number): Arithmetic | undefined {

@@ -112,15 +112,6 @@ export function floorText(floor: Floor, workload: Workload, rates: readonly [Cpu
   return `a token: ${parts.join(', ')} (before, after) = ${rateText(floor.tokensPerSecond)} tokens/s`;
 }
 
-/** The machine's rates in the order in which they bound things: `random 1.5 MiB pieces 28.1 GB/s; int8 467, bf16 232, f32 117 Gop/s`. */
-export function ratesText({ numThreads, bandwidth, dots }: CpuRates): string {
-  const products = (['int8', 'bf16', 'f32'] as const).flatMap((type) =>
-    dots[type] === undefined ? [] : [`${type} ${dots[type].toFixed(0)}`],
-  );
-  const threads = numThreads === 1 ? '1 thread ' : `${String(numThreads)} threads`;
-  return `${threads}: random 1.5 MiB pieces ${bandwidth.toFixed(1)} GB/s, dot products ${products.join(', ')} Gop/s`;
-}
-
 /** `moe-server auto: modelopt MIXED_PRECISION, cpu/bf16-avx512 x 1, …, loaded in 0.2 s`. */
 export function factsText({ name, facts }: Pick<RemoteContestant, 'name' | 'facts'>): string {
   return `${name}: ${facts.details.join(', ')}, loaded in ${facts.loadSeconds.toFixed(1)} s`;

@@ -17,6 +17,7 @@ describe('what the floor is made from', () => {
   it('counts causal attention, and the logits of the last token only', () => {
     const perToken = { int8: 10, bf16: 20, f32: 30 };
     const once = { int8: 0, bf16: 0, f32: 7 };
-    expect(operationsOf({ perToken, once, perPair: 100 }, 3)).to.deep.equal({ int8: 30, bf16: 60, f32: 90 + 7 + 600 });
+    const perPair = { dots: 'bf16', operations: 100 } as const;
+    expect(operationsOf({ perToken, once, perPair }, 3)).to.deep.equal({ int8: 30, bf16: 60 + 600, f32: 90 + 7 });
   });
 });

@@ -1,18 +1,20 @@
 import { deviceProfileNames, isMoeError, messageOf, MoeError } from '@moe-server/core';
 import { Command, CommanderError, Option } from 'commander';
 import { backends } from './commands/backends.js';
+import { bench } from './commands/bench.js';
 import { calibrate } from './commands/calibrate.js';
 import { plan } from './commands/plan.js';
 import { start } from './commands/start.js';
 import { readScopedFlags } from './config/backend-settings.js';
 import type { ScopedSetting } from './config/backend-settings.js';
 import { optionNames, options } from './config/options.js';
-import type { OptionName, OptionSpec } from './config/options.js';
+import type { CommandName, OptionName, OptionSpec } from './config/options.js';
 import { seconds } from './config/parsers.js';
 import type { RawSetting } from './config/parsers.js';
 import { environmentName, resolveConfig } from './config/server-config.js';
 import type { ServerConfig } from './config/server-config.js';
 import { exitStatus, exitStatusOf } from './exit-status.js';
+import { parseShape } from './measuring/shape.js';
 import { version } from './package-info.js';
 import { paint } from './terminal/terminal.js';
 import type { Terminal } from './terminal/terminal.js';
@@ -26,7 +28,14 @@ interface PlanFlags {
   readonly diff?: string;
 }
 
-type CommandName = 'start' | 'plan' | 'backends' | 'calibrate';
+interface BenchFlags {
+  readonly kernels?: boolean;
+  readonly shape?: string;
+  readonly tokens?: string;
+  readonly backend?: readonly string[];
+  readonly scheme?: readonly string[];
+  readonly json?: boolean;
+}
 
 /**
  * Runs one command line.
@@ -107,6 +116,29 @@ function createProgram(
       finish(await calibrate(configOf(command), { json: given.json ?? false, budgetMs }, terminal));
     });
 
+  addSettings(program.command('bench'), 'bench')
+    .description('time single kernels against what this machine can read and multiply')
+    .option('--kernels', 'time every usable kernel on the layers of a model, or of a shape, with random weights')
+    .option('--shape <sizes>', 'hidden size, inner size of an expert, experts, experts per token in place of a model: 2048,768,128,8')
+    .option('--tokens <list>', 'tokens of a call (default: 1,8,64,512)')
+    .addOption(listOption('--backend <name>', 'only kernels of this backend; repeatable'))
+    .addOption(listOption('--scheme <key>', 'only layers of this scheme, as nvfp4.w4a4; repeatable'))
+    .option('--json', 'print what was measured as JSON')
+    .addHelpText('after', benchHelp)
+    .action(async (given: BenchFlags, command: Command) => {
+      if (given.kernels !== true) throw new MoeError('MOE_USAGE', benchWithoutKernels, { setting: 'kernels' });
+      if (given.shape !== undefined && command.getOptionValueSource('model') === 'cli')
+        throw new MoeError('MOE_USAGE', '--model and --shape exclude each other: kernels are timed on the layers of one or the other.', {});
+      const benchOptions = {
+        json: given.json ?? false,
+        shape: given.shape === undefined ? undefined : parseShape(given.shape),
+        sizes: tokenSizesOf(given.tokens ?? '1,8,64,512'),
+        backends: given.backend ?? [],
+        schemes: given.scheme ?? [],
+      };
+      finish(await bench(configOf(command), benchOptions, terminal));
+    });
+
   addSettings(program.command('backends'), 'backends')
     .description('list plugins, their rules, and the devices they run on')
     .option('--json', 'print them as JSON')
@@ -123,6 +155,23 @@ function budgetOf(raw: string): number {
   } catch (cause) {
     throw new MoeError('MOE_USAGE', `--budget: ${messageOf(cause)}`, { setting: 'budget' }, { cause });
   }
+}
+
+/** Ascending, each once. @throws {MoeError} MOE_USAGE. */
+function tokenSizesOf(text: string): number[] {
+  const sizes = text.split(',').map(Number);
+  if (sizes.every((size) => Number.isSafeInteger(size) && size >= 1 && size <= maxBenchTokens))
+    return [...new Set(sizes)].sort((a, b) => a - b);
+  const message = `--tokens takes whole numbers from 1 to ${String(maxBenchTokens)} between commas, as in --tokens 1,8,64,512; got "${text}".`;
+  throw new MoeError('MOE_USAGE', message, { setting: 'tokens' });
+}
+
+/** Larger calls are cut into chunks by every server. */
+const maxBenchTokens = 8192;
+
+/** A flag that may be given several times, or once with commas. */
+function listOption(flags: string, description: string): Option {
+  return new Option(flags, description).argParser((value: string, before?: readonly string[]) => [...(before ?? []), ...value.split(',')]);
 }
 
 function addSettings(command: Command, commandName: CommandName): Command {
@@ -163,7 +212,19 @@ Examples:
   moe-server plan --model DIR --explain             what would run where, and why nothing else would
   moe-server plan --model DIR --as gb10             the same for a machine you do not have
   moe-server calibrate --model DIR                  time its kernels on this machine; start and plan then rank by it
+  moe-server bench --kernels --model DIR            the same kernels against what this machine can do at most
   moe-server start --help                           all flags`;
+
+const benchWithoutKernels =
+  'bench times single kernels: say moe-server bench --kernels. What a whole model does shows in "npm run bench -- cpu" of the repository.';
+
+const benchHelp = `
+Nothing but headers of the model is read. Each kernel runs in a process that it may take down: a fault costs its line, no more.
+
+Examples:
+  moe-server bench --kernels --backend cpu
+  moe-server bench --kernels --model DIR --tokens 1,4,16 --threads 8
+  moe-server bench --kernels --shape 2048,768,128,8 --scheme nvfp4.w4a4 --json`;
 
 const planHelp = `
 Exit status: 0 every layer is served, 2 some are not or they do not fit into memory, 3 the model folder, 4 a plugin that was named cannot be

@@ -56,7 +56,12 @@ describe('moe-server', function () {
     expect((await moeServer('--version')).out).to.match(/^\d+\.\d+\.\d+\n$/);
     const help = await moeServer('--help');
     expect(help.status).to.equal(exitStatus.ok);
-    expect(help.out).to.contain('Examples:').and.to.contain('start').and.to.contain('plan').and.to.contain('backends');
+    expect(help.out)
+      .to.contain('Examples:')
+      .and.to.contain('start')
+      .and.to.contain('plan')
+      .and.to.contain('bench')
+      .and.to.contain('backends');
     const startHelp = await moeServer('start', '--help');
     for (const flag of [
       '--model',
@@ -71,6 +76,57 @@ describe('moe-server', function () {
       expect(startHelp.out).to.contain(flag);
     }
   });
+
+  it('benches kernels on the layers of a shape, as text and as JSON', async () => {
+    const args = [
+      'bench',
+      '--kernels',
+      '--device',
+      'reference',
+      '--no-plugins',
+      '--shape',
+      '32,32,4,2',
+      '--scheme',
+      'bf16',
+      '--tokens',
+      '2,1',
+    ];
+    const text = await moeServer(...args);
+    expect(text.status).to.equal(exitStatus.ok);
+    expect(text.out)
+      .to.match(/^before .* GB\/s, dot products .* Gop\/s$/m)
+      .and.to.match(/^after /m);
+    expect(text.out)
+      .to.match(/^experts in bf16: 4 experts of 32 x 32, top-2$/m)
+      .and.to.match(/^ {2}reference\/\S+ +1 +[\d.]+ µs /m);
+    const json = await moeServer(...args, '--json');
+    const { classes, rates, failed } = JSON.parse(json.out) as {
+      readonly classes: readonly {
+        readonly layer: string;
+        readonly figures: readonly { readonly numTokens: number; readonly ofFloor: number }[];
+      }[];
+      readonly rates: { readonly before: { readonly bandwidth: number } };
+      readonly failed: readonly unknown[];
+    };
+    expect(classes.map(({ layer }) => layer)).to.deep.equal(['experts in bf16', 'linear in bf16']);
+    expect(classes[0]?.figures.map(({ numTokens }) => numTokens)).to.deep.equal([1, 2]);
+    expect(rates.before.bandwidth).to.be.greaterThan(0);
+    expect(failed).to.deep.equal([]);
+  });
+
+  for (const [what, args, message] of [
+    ['a bench without its kind', [], /say moe-server bench --kernels/],
+    ['a shape that is none', ['--kernels', '--shape', '32'], /--shape 2048,768,128,8/],
+    ['sizes that are none', ['--kernels', '--tokens', '1,many'], /--tokens .* "1,many"/],
+    ['both a model and a shape', ['--kernels', '--model', pocketDictionary, '--shape', '32,32,4,2'], /exclude each other/],
+    ['a backend that nobody has', ['--kernels', '--backend', 'nobody', '--device', 'reference', '--no-plugins'], /there are reference/],
+  ] as const) {
+    it(`refuses ${what}`, async () => {
+      const { status, err } = await moeServer('bench', ...args);
+      expect(status).to.equal(exitStatus.usage);
+      expect(err).to.match(message);
+    });
+  }
 
   it('suggests the flag that was meant', async () => {
     const { status, err } = await moeServer('start', '--prot', '9000');

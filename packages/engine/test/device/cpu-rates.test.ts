@@ -1,6 +1,6 @@
 import { expect } from 'chai';
 import { cpuDeviceProblem } from '../../src/device/cpu-device.js';
-import { dotRate, measureBandwidth, measureCpuRates } from '../../src/device/cpu-rates.js';
+import { describeCpuRates, dotRate, measureBandwidth, measureCpuRates } from '../../src/device/cpu-rates.js';
 
 describe('what the processor can do at most', function () {
   this.timeout(20_000);
@@ -29,5 +29,10 @@ describe('what the processor can do at most', function () {
     const rates = { numThreads: 1, bandwidth: 10, dots: { int8: 400, bf16: undefined, f32: 100 } };
     expect(dotRate(rates, 'int8')).to.equal(400);
     expect(dotRate(rates, 'bf16')).to.equal(100);
+  });
+
+  it('says in one line what there is', () => {
+    const rates = { numThreads: 2, bandwidth: 33.06, dots: { int8: 930, bf16: undefined, f32: 232.4 } };
+    expect(describeCpuRates(rates)).to.equal('2 threads: random 1.5 MiB pieces 33.1 GB/s, dot products int8 930, f32 232 Gop/s');
   });
 });

@@ -3,12 +3,12 @@ import Table from 'cli-table3';
 import { isAsFast, measuredCosts, messageOf, ruleName } from '@moe-server/core';
 import type { Logger, MeasuredClass } from '@moe-server/core';
 import { writeResults } from '../calibration/calibration-file.js';
-import { runCalibration } from '../calibration/calibrator.js';
 import { fingerprintOf } from '../calibration/environment.js';
-import type { ClassToMeasure, Trial } from '../calibration/protocol.js';
 import { cacheDirectory } from '../config/cache-directory.js';
 import type { ServerConfig } from '../config/server-config.js';
 import { exitStatus } from '../exit-status.js';
+import { measureKernels } from '../measuring/measure-kernels.js';
+import type { ClassToMeasure, MeasuringSettings, Trial } from '../measuring/protocol.js';
 import { bundledModel } from '../package-info.js';
 import { createProgress } from '../terminal/progress.js';
 import { paint } from '../terminal/terminal.js';
@@ -56,11 +56,11 @@ export async function calibrate(
   const classes: ClassToMeasure[] = [];
   const measured: MeasuredClass[] = [];
   const failed: (Trial & { readonly reason: string })[] = [];
-  const settings = {
+  const settings: MeasuringSettings = {
     ...{ model, directory: process.cwd(), device, threads, plugin, plugins },
-    ...{ maxNumBatchedTokens, kvCacheDtype, numericsPolicy, budgetMs },
+    ...{ maxNumBatchedTokens, kvCacheDtype, numericsPolicy, budgetMs, selection: { type: 'choices' } },
   };
-  const { environment, ...results } = await runCalibration(settings, {
+  const { environment, ...results } = await measureKernels(settings, {
     onBegin: (begun) => {
       classes.push(...begun.classes);
       for (const problem of begun.problems) err.write(`${problem}\n`);

@@ -4,6 +4,9 @@ import { backendNames, bytes, flag, integer, oneOf, seconds, text, texts, tokenC
 import { speculativeConfig } from './speculative-config.js';
 import type { DraftBackends } from './speculative-config.js';
 
+/** Commands that take settings. */
+export type CommandName = 'start' | 'plan' | 'backends' | 'calibrate' | 'bench';
+
 /** One setting: how a flag, the environment and a file spell it, what it does, and what it is by default. */
 export interface OptionSpec<T = unknown> {
   /** `--max-model-len`, `MOE_MAX_MODEL_LEN`, `"max-model-len"`. */
@@ -19,16 +22,17 @@ export interface OptionSpec<T = unknown> {
   /** May be given several times. */
   readonly isList?: boolean;
   /** Commands that have it; left out = start only. */
-  readonly commands?: readonly ('start' | 'plan' | 'backends' | 'calibrate')[];
+  readonly commands?: readonly CommandName[];
   /** Another name in the environment than MOE_<NAME>. */
   readonly environment?: string;
 }
 
 export type OptionGroup = 'Model' | 'Server' | 'Scheduling and memory' | 'Kernels' | 'Plugins';
 
-const everywhere = ['start', 'plan', 'backends', 'calibrate'] as const;
+const everywhere = ['start', 'plan', 'backends', 'calibrate', 'bench'] as const;
 const planning = ['start', 'plan'] as const;
 const measuring = ['start', 'plan', 'calibrate'] as const;
+const ofLayers = ['start', 'plan', 'calibrate', 'bench'] as const;
 
 /** What an option without a default is. */
 const absent = undefined;
@@ -43,7 +47,7 @@ export const options = {
     parse: text,
     default: absent,
     defaultText: 'the bundled Pocket Dictionary',
-    commands: measuring,
+    commands: ofLayers,
   }),
   servedModelName: spec<readonly string[]>({
     name: 'served-model-name',
@@ -183,7 +187,7 @@ export const options = {
     group: 'Scheduling and memory',
     parse: oneOf('auto', 'bf16', 'fp8'),
     default: 'auto',
-    commands: measuring,
+    commands: ofLayers,
   }),
   kvCacheMemoryBytes: spec<number | undefined>({
     name: 'kv-cache-memory-bytes',
@@ -325,7 +329,7 @@ export const options = {
     group: 'Kernels',
     parse: oneOf('auto', 'same', 'wider', 'float32', 'approximate'),
     default: 'auto',
-    commands: measuring,
+    commands: ofLayers,
   }),
   verifyKernels: spec<boolean>({
     name: 'verify-kernels',

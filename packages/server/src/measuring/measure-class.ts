@@ -3,13 +3,13 @@ import type { MeasuredClass, MeasuredTime, PreparedLayer } from '@moe-server/cor
 import type { Device } from '@moe-server/engine';
 import { KernelBench } from './kernel-bench.js';
 import type { MeasurableClass, MeasurableRule } from './layer-classes.js';
-import type { Trial } from './protocol.js';
+import type { CallWork, ClassWork, Trial } from './protocol.js';
 
 /** What measuring one class needs from outside. */
 export interface MeasureOptions {
   readonly device: Device;
-  /** Packs the representative's weights and makes the kernel of one rule. */
-  readonly prepare: (one: MeasurableClass, rule: MeasurableRule) => Promise<PreparedLayer>;
+  /** Packs weights and makes the kernel of one rule; several times where small calls are to find their weights in memory. */
+  readonly prepare: (one: MeasurableClass, rule: MeasurableRule) => Promise<Copies>;
   /** Time that one size of one rule should take. */
   readonly sliceMs: number;
   /** What takes longer hangs. */
@@ -19,6 +19,15 @@ export interface MeasureOptions {
   readonly onFailed: (trial: Trial, reason: string, isKernelFault: boolean) => void;
   /** So many measurements more are done. */
   readonly onProgress: (numMeasurements: number) => void;
+}
+
+/** One rule's kernel, prepared once or more; every copy has the same sizes and weights of its own. */
+export type Copies = readonly [PreparedLayer, ...PreparedLayer[]];
+
+/** What one class took, and what it had to do. */
+export interface ClassTimes {
+  readonly measured: MeasuredClass;
+  readonly work: ClassWork;
 }
 
 const minSliceMs = 1;
@@ -39,7 +48,7 @@ const seed = 20_260_101;
 interface Contender {
   readonly trial: Trial;
   readonly rule: MeasurableRule;
-  readonly layer: PreparedLayer;
+  readonly copies: Copies;
   readonly times: MeasuredTime[];
   isOut: boolean;
 }
@@ -53,52 +62,65 @@ export function sliceOf(budgetMs: number, numMeasurements: number): number {
  * Times every rule of a class at every size. Rules take turns, so that whatever else the machine does falls on all of them alike; medians
  * count. A rule that fails is reported and left out.
  */
-export async function measureClass(one: MeasurableClass, options: MeasureOptions): Promise<MeasuredClass> {
+export async function measureClass(one: MeasurableClass, options: MeasureOptions): Promise<ClassTimes> {
   const contenders: Contender[] = [];
+  const calls = new Map<number, CallWork>();
   try {
     for (const rule of one.rules) {
       const { spec, layerClass } = one;
       const trial: Trial = { kind: spec.kind, layerClass, layer: spec.name, backend: rule.backend, rule: rule.rule };
-      const layer = await attempt(
+      const copies = await attempt(
         trial,
         'while its weights were packed and its kernel made',
         packingFactor * options.callLimitMs,
         options,
         () => options.prepare(one, rule),
       );
-      if (layer !== undefined) contenders.push({ trial, rule, layer, times: [], isOut: false });
+      if (copies !== undefined) contenders.push({ trial, rule, copies, times: [], isOut: false });
     }
     for (const size of one.sizes) {
       const here = contenders.filter(({ rule, isOut }) => !isOut && rule.min <= size && size <= rule.max);
-      await measureSize(one, here, size, options);
+      const work = await measureSize(one, here, size, options);
+      if (work !== undefined) calls.set(size, work);
       options.onProgress(here.length);
     }
   } finally {
-    for (const { layer } of contenders) layer.dispose();
+    for (const { copies } of contenders) for (const layer of copies) layer.dispose();
   }
-  const times = contenders.filter(({ isOut }) => !isOut).flatMap((contender) => contender.times);
-  return { layerClass: one.layerClass, measuredAt: new Date().toISOString(), times };
+  const inside = contenders.filter(({ isOut }) => !isOut);
+  const numParts = one.spec.kind === 'moe' ? one.spec.experts.length : 1;
+  return {
+    measured: { layerClass: one.layerClass, measuredAt: new Date().toISOString(), times: inside.flatMap(({ times }) => times) },
+    work: {
+      calls: [...calls.values()],
+      weights: inside.map(({ trial: { backend, rule }, copies: [layer] }) => ({ backend, rule, bytes: layer.residentBytes / numParts })),
+      outFeatures: one.spec.kind === 'linear' ? one.spec.outFeatures : undefined,
+    },
+  };
 }
 
+/** @returns what a call of this size has to do; undefined for linears, and when no rule was timed. */
 async function measureSize(
   one: MeasurableClass,
   contenders: readonly Contender[],
   numTokens: number,
   options: MeasureOptions,
-): Promise<void> {
+): Promise<CallWork | undefined> {
   const runs: { readonly contender: Contender; readonly bench: KernelBench; readonly samples: number[] }[] = [];
   const doing = `with ${String(numTokens)} tokens`;
   const bestBefore = Math.min(...contenders.map(({ times }) => times.at(-1)?.medianUs ?? Infinity));
   try {
     for (const contender of contenders) {
-      const { times, trial, layer } = contender;
+      const { times, trial, copies } = contender;
       const estimate = estimateOf(times.at(-1), numTokens, bestBefore, options.sliceMs);
       if (estimate !== undefined) {
         times.push({ backend: trial.backend, rule: trial.rule, numTokens, medianUs: estimate, spreadUs: 0, isEstimate: true });
         continue;
       }
       const run = await attempt(trial, doing, options.callLimitMs, options, async () => {
-        const bench = new KernelBench(options.device, one.spec, layer.kernel, numTokens, new Random(seed));
+        const [first, ...others] = copies;
+        const kernels = [first.kernel, ...others.map(({ kernel }) => kernel)] as const;
+        const bench = new KernelBench(options.device, one.spec, kernels, numTokens, new Random(seed));
         // The first call touches memory for the first time; its time counts only where there is no other.
         return { contender, bench, samples: [], first: await bench.time() };
       });
@@ -125,6 +147,7 @@ async function measureSize(
     const spreadUs = (quantile(sorted, 0.75) - quantile(sorted, 0.25)) / 2;
     contender.times.push({ backend, rule, numTokens, medianUs: quantile(sorted, 0.5), spreadUs });
   }
+  return runs[0]?.bench.work;
 }
 
 /** Time of a call that is not worth making; undefined when it is. */

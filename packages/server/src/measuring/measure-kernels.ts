@@ -2,21 +2,21 @@ import { fork } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
 import { messageOf, MoeError } from '@moe-server/core';
 import type { MeasuredClass } from '@moe-server/core';
-import type { CalibrationQuarantine, CalibrationResults } from './calibration-file.js';
-import type { CalibrationEnvironment } from './environment.js';
-import type { CalibrationCommand, CalibrationMessage, CalibrationSettings, Trial } from './protocol.js';
+import type { CalibrationQuarantine, CalibrationResults } from '../calibration/calibration-file.js';
+import type { CalibrationEnvironment } from '../calibration/environment.js';
+import type { ClassWork, MeasuringCommand, MeasuringMessage, MeasuringSettings, Trial } from './protocol.js';
 
 /** Whom to tell while it goes on; every member may be left out. */
-export interface CalibrationObserver {
+export interface MeasuringObserver {
   /** What will be measured; once, also when a process dies and another goes on. */
-  readonly onBegin?: (begun: Extract<CalibrationMessage, { type: 'begun' }>) => void;
+  readonly onBegin?: (begun: Extract<MeasuringMessage, { type: 'begun' }>) => void;
   readonly onProgress?: (numDone: number, numMeasurements: number) => void;
-  readonly onMeasured?: (measured: MeasuredClass) => void;
+  readonly onMeasured?: (measured: MeasuredClass, work: ClassWork) => void;
   /** A rule is out of the measurement. */
   readonly onFailed?: (trial: Trial, reason: string) => void;
 }
 
-export interface Calibration extends CalibrationResults {
+export interface KernelTimes extends CalibrationResults {
   readonly environment: CalibrationEnvironment;
 }
 
@@ -24,17 +24,17 @@ export interface Calibration extends CalibrationResults {
 const loadLimitMs = 120_000;
 
 /**
- * Times the rules that cover a model's layers, in child processes. When one dies or hangs, the rule that ran is quarantined for that class of
+ * Times rules that cover a model's layers, in child processes. When one dies or hangs, the rule that ran is quarantined for that class of
  * layers, and another process measures the rest.
  *
  * @param entry - another entry file, for tests.
  * @throws {MoeError} what keeps it from measuring: checkpoint, plugins, memory; MOE_DEVICE_LOST when the process dies outside a kernel.
  */
-export async function runCalibration(
-  settings: CalibrationSettings,
-  observer: CalibrationObserver = {},
-  entry: URL = new URL('./calibration-process.js', import.meta.url),
-): Promise<Calibration> {
+export async function measureKernels(
+  settings: MeasuringSettings,
+  observer: MeasuringObserver = {},
+  entry: URL = new URL('./measuring-process.js', import.meta.url),
+): Promise<KernelTimes> {
   const classes: MeasuredClass[] = [];
   const quarantined: CalibrationQuarantine[] = [];
   const excluded: Trial[] = [];
@@ -47,7 +47,7 @@ export async function runCalibration(
     if (isKernelFault) quarantined.push({ kind, backend, rule, layerClass, reason });
     observer.onFailed?.(trial, reason);
   };
-  const receive = (message: CalibrationMessage): void => {
+  const receive = (message: MeasuringMessage): void => {
     switch (message.type) {
       case 'begun':
         if (environment === undefined) {
@@ -62,11 +62,11 @@ export async function runCalibration(
         observer.onProgress?.(numDone, numMeasurements);
         return;
       case 'failed-trial':
-        exclude(message.trial, sentence('It failed', message.trial, message.reason), message.isKernelFault);
+        exclude(message.trial, sentence('It failed', message.trial, message.reason, settings), message.isKernelFault);
         return;
       case 'measured':
         classes.push(message.measured);
-        observer.onMeasured?.(message.measured);
+        observer.onMeasured?.(message.measured, message.work);
         return;
       default:
         return;
@@ -76,7 +76,7 @@ export async function runCalibration(
     const command = { settings, done: classes.map(({ layerClass }) => layerClass), excluded };
     const death = await runProcess(entry, command, receive);
     if (death === undefined) break;
-    exclude(death.trial, sentence(death.how, death.trial, death.doing), true);
+    exclude(death.trial, sentence(death.how, death.trial, death.doing, settings), true);
   }
   if (environment === undefined) throw new MoeError('MOE_INTERNAL', 'The process that measures ended without saying what it would do.');
   observer.onProgress?.(numMeasurements, numMeasurements);
@@ -92,7 +92,7 @@ interface Death {
 }
 
 /** Runs one process to its end. @returns undefined when it did its work. */
-function runProcess(entry: URL, command: CalibrationCommand, receive: (message: CalibrationMessage) => void): Promise<Death | undefined> {
+function runProcess(entry: URL, command: MeasuringCommand, receive: (message: MeasuringMessage) => void): Promise<Death | undefined> {
   return new Promise((resolve, reject) => {
     const child: ChildProcess = fork(entry, [], {
       serialization: 'advanced',
@@ -113,7 +113,7 @@ function runProcess(entry: URL, command: CalibrationCommand, receive: (message: 
       }, limitMs);
     };
     watch(loadLimitMs);
-    child.on('message', (message: CalibrationMessage) => {
+    child.on('message', (message: MeasuringMessage) => {
       watch(message.type === 'trying' ? message.limitMs : loadLimitMs);
       if (message.type === 'trying') trying = message;
       else if (message.type === 'failed') failure = MoeError.fromJSON(message.error);
@@ -139,6 +139,7 @@ function runProcess(entry: URL, command: CalibrationCommand, receive: (message: 
   });
 }
 
-function sentence(how: string, { layer }: Trial, doing: string): string {
-  return `${how} when "moe-server calibrate" tried it on ${layer} ${doing} (${new Date().toISOString().slice(0, 10)})`;
+function sentence(how: string, { layer }: Trial, doing: string, { selection }: MeasuringSettings): string {
+  const command = selection.type === 'choices' ? 'calibrate' : 'bench';
+  return `${how} when "moe-server ${command}" tried it on ${layer} ${doing} (${new Date().toISOString().slice(0, 10)})`;
 }
