@@ -219,6 +219,31 @@ Napi::Value weights_bytes(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(unwrap_weights(info[0])->bytes()));
 }
 
+// The memory of the weights, for writing it to a file or reading it from one. The arrays keep it alive.
+Napi::Value expose_weights(const Napi::CallbackInfo& info) {
+  const WeightsPointer weights = unwrap_weights(info[0]);
+  const auto expose = [&](const Buffer& buffer) -> Napi::Value {
+    if (buffer.size() == 0) return Napi::Uint8Array::New(info.Env(), 0);
+    auto* owner = new WeightsPointer(weights);
+    const auto memory = Napi::ArrayBuffer::New(
+        info.Env(), buffer.data(), buffer.size(), [](Napi::Env, void*, WeightsPointer* held) { delete held; }, owner);
+    return Napi::Uint8Array::New(info.Env(), buffer.size(), memory, 0);
+  };
+  Napi::Array parts = Napi::Array::New(info.Env(), 2);
+  parts.Set(0u, expose(weights->tiles()));
+  parts.Set(1u, expose(weights->floats()));
+  return parts;
+}
+
+// Takes the arrays of expose_weights away, so that memory is freed when it is disposed and not when they are collected.
+void conceal_weights(const Napi::CallbackInfo& info) {
+  const Napi::Array parts = info[0].As<Napi::Array>();
+  for (uint32_t i = 0; i < parts.Length(); ++i) {
+    Napi::ArrayBuffer memory = parts.Get(i).As<Napi::Uint8Array>().ArrayBuffer();
+    if (memory.ByteLength() > 0 && !memory.IsDetached()) memory.Detach();
+  }
+}
+
 // Kernels hold a reference of their own: the memory goes with the last of them.
 void dispose_weights(const Napi::CallbackInfo& info) { unwrap_pointer(info[0]).reset(); }
 
@@ -357,6 +382,8 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("createLinearWeights", Napi::Function::New(env, create_linear_weights, "createLinearWeights"));
   exports.Set("packMatrix", Napi::Function::New(env, pack_matrix, "packMatrix"));
   exports.Set("unpackMatrix", Napi::Function::New(env, unpack_matrix, "unpackMatrix"));
+  exports.Set("exposeWeights", Napi::Function::New(env, expose_weights, "exposeWeights"));
+  exports.Set("concealWeights", Napi::Function::New(env, conceal_weights, "concealWeights"));
   exports.Set("weightsBytes", Napi::Function::New(env, weights_bytes, "weightsBytes"));
   exports.Set("disposeWeights", Napi::Function::New(env, dispose_weights, "disposeWeights"));
   exports.Set("createExpertsKernel", Napi::Function::New(env, create_experts_kernel, "createExpertsKernel"));

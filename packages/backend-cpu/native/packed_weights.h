@@ -93,6 +93,9 @@ class PackedWeights {
 
   const std::vector<Matrix>& matrices() const { return matrices_; }
   size_t bytes() const { return tiles_.size() + floats_.size(); }
+  // All that packing fills: what is copied here from weights of the same shapes is packed.
+  const Buffer& tiles() const { return tiles_; }
+  const Buffer& floats() const { return floats_; }
 
   // Different matrices may be packed at the same time.
   PackResult pack(size_t index, const MatrixSource& source);

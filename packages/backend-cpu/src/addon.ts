@@ -75,6 +75,10 @@ export interface CpuAddon {
   /** Off the JS thread. Rejects with an error whose code is NAN_CODE or BAD_SCALE. */
   readonly packMatrix: (weights: WeightsExternal, matrix: number, source: MatrixSource) => Promise<void>;
   readonly unpackMatrix: (weights: WeightsExternal, matrix: number) => UnpackedMatrix;
+  /** The memory of the weights: tiles, then factors, biases and block scales. Writing there is packing. */
+  readonly exposeWeights: (weights: WeightsExternal) => readonly Uint8Array<ArrayBuffer>[];
+  /** Detaches those arrays, which otherwise keep the memory until they are collected. */
+  readonly concealWeights: (parts: readonly Uint8Array<ArrayBuffer>[]) => void;
   readonly weightsBytes: (weights: WeightsExternal) => number;
   /** Kernels keep what they need. */
   readonly disposeWeights: (weights: WeightsExternal) => void;
@@ -99,6 +103,8 @@ export const addonExports: readonly (keyof CpuAddon)[] = [
   'createLinearWeights',
   'packMatrix',
   'unpackMatrix',
+  'exposeWeights',
+  'concealWeights',
   'weightsBytes',
   'disposeWeights',
   'createExpertsKernel',

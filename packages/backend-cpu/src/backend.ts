@@ -19,11 +19,12 @@ import type {
   SchemeKey,
 } from '@moe-server/core';
 import { MoeError, isMoeError, messageOf } from '@moe-server/core';
-import type { CpuAddon, InputKind, KernelExternal } from './addon.js';
+import type { CpuAddon, InputKind, KernelExternal, WeightsExternal } from './addon.js';
 import { cpuAddon } from './addon.js';
 import { expertsWorkspaceBytes, linearWorkspaceBytes } from './footprint.js';
 import type { CpuScheme } from './formats.js';
 import { formatOf, inputKindOf, isCpuScheme, packedBytes } from './formats.js';
+import { packedStorage } from './packed-storage.js';
 import type { PackUnit } from './packed-weights.js';
 import { allocateWeights, handleOf, maxUnitsInFlight, packUnits } from './packed-weights.js';
 import { cacheRefusal, expertRules, instructionSetOf, linearRules, priorityOf } from './support.js';
@@ -42,14 +43,12 @@ export class CpuMoeBackend implements MoeBackend<CpuScheme> {
   readonly missing = missingAddon;
 
   readonly footprint = (group: ExpertGroupSpec, rule: ExpertSupportRule<CpuScheme>): Footprint => {
-    const { hiddenSize, moeIntermediateSize, hasBias, experts } = group;
-    const format = formatOf(cpuScheme(group.schemes.w13));
-    const upBytes = packedBytes(format, moeIntermediateSize, hiddenSize, hasBias);
-    const expertBytes = 2 * upBytes + packedBytes(format, hiddenSize, moeIntermediateSize, hasBias);
+    const { experts } = group;
+    const residentBytes = expertsBytes(group);
     return {
-      residentBytes: experts.length * expertBytes,
+      residentBytes,
       // As many experts as packUnits has in flight at most, in the checkpoint's form, which is not larger than the packed one.
-      preparePeakBytes: Math.min(experts.length, maxUnitsInFlight) * expertBytes,
+      preparePeakBytes: (residentBytes / experts.length) * Math.min(experts.length, maxUnitsInFlight),
       workspaceBytes: (numTokens) =>
         expertsWorkspaceBytes(group, kernelInput(cpuScheme(group.schemes.w13), rule), numTokens, availableParallelism()),
     };
@@ -57,17 +56,14 @@ export class CpuMoeBackend implements MoeBackend<CpuScheme> {
 
   readonly pack = async (
     group: ExpertGroupSpec,
-    rule: ExpertSupportRule<CpuScheme>,
+    _rule: ExpertSupportRule<CpuScheme>,
     weights: ExpertWeights<CpuScheme>,
     context: PackContext,
   ): Promise<PackedWeights> => {
     const addon = cpuAddon();
     const { name, hiddenSize, moeIntermediateSize, hasBias } = group;
-    const scheme = cpuScheme(group.schemes.w13);
     const { numExperts } = weights;
-    const external = allocateWeights(name, this.footprint(group, rule).residentBytes, () =>
-      addon.createExpertWeights({ format: formatOf(scheme), hiddenSize, moeIntermediateSize, numExperts, hasBias }),
-    );
+    const external = allocateExperts(addon, group);
     const units = Array.from({ length: numExperts }, (_, slot): PackUnit => ({
       firstMatrix: 3 * slot,
       read: async (into) =>
@@ -79,6 +75,11 @@ export class CpuMoeBackend implements MoeBackend<CpuScheme> {
     }));
     return packUnits(addon, external, units, [...new Set([group.schemes.w13, group.schemes.w2])], context);
   };
+
+  readonly storage = packedStorage<ExpertGroupSpec>({
+    allocate: allocateExperts,
+    schemes: ({ schemes: { w13, w2 }, experts }) => experts.flatMap(() => [cpuScheme(w13), cpuScheme(w13), cpuScheme(w2)]),
+  });
 
   readonly unpack = (group: ExpertGroupSpec, packed: PackedWeights, slot: number): ExpertMatrices<CpuScheme> => {
     const { weights, notes } = handleOf(group.name, packed);
@@ -126,9 +127,7 @@ export class CpuLinearBackend implements LinearBackend<CpuScheme> {
   readonly missing = missingAddon;
 
   readonly footprint = (linear: LinearSpec, rule: LinearSupportRule<CpuScheme>): Footprint => {
-    const format = formatOf(cpuScheme(linear.scheme));
-    const bytes = linear.modules.map(({ outFeatures }) => packedBytes(format, outFeatures, linear.inFeatures, linear.hasBias));
-    const residentBytes = bytes.reduce((sum, count) => sum + count, 0);
+    const residentBytes = linearBytes(linear);
     return {
       residentBytes,
       preparePeakBytes: residentBytes,
@@ -138,17 +137,13 @@ export class CpuLinearBackend implements LinearBackend<CpuScheme> {
 
   readonly pack = async (
     linear: LinearSpec,
-    rule: LinearSupportRule<CpuScheme>,
+    _rule: LinearSupportRule<CpuScheme>,
     weights: LinearWeights<CpuScheme>,
     context: PackContext,
   ): Promise<PackedWeights> => {
     const addon = cpuAddon();
-    const { name, modules, inFeatures, hasBias } = linear;
-    const format = formatOf(cpuScheme(linear.scheme));
-    const outFeatures = Int32Array.from(modules, (module) => module.outFeatures);
-    const external = allocateWeights(name, this.footprint(linear, rule).residentBytes, () =>
-      addon.createLinearWeights({ format, inFeatures, outFeatures, hasBias }),
-    );
+    const { modules, inFeatures, hasBias } = linear;
+    const external = allocateLinear(addon, linear);
     const units = modules.map((module, index): PackUnit => ({
       firstMatrix: index,
       read: async (into) => {
@@ -160,6 +155,11 @@ export class CpuLinearBackend implements LinearBackend<CpuScheme> {
     }));
     return packUnits(addon, external, units, [linear.scheme], context);
   };
+
+  readonly storage = packedStorage<LinearSpec>({
+    allocate: allocateLinear,
+    schemes: ({ scheme, modules }) => modules.map(() => cpuScheme(scheme)),
+  });
 
   readonly unpack = (linear: LinearSpec, packed: PackedWeights): readonly CpuMatrix[] => {
     const { weights, notes } = handleOf(linear.name, packed);
@@ -176,6 +176,36 @@ export class CpuLinearBackend implements LinearBackend<CpuScheme> {
       const { weights, notes } = handleOf(linear.name, packed);
       return cpuAddon().createLinearKernel(weights, kernelOptions(linear.name, cpuScheme(linear.scheme), rule, notes));
     });
+}
+
+/** @throws {MoeError} MOE_DEVICE_MEMORY */
+function allocateExperts(addon: CpuAddon, group: ExpertGroupSpec): WeightsExternal {
+  const { name, hiddenSize, moeIntermediateSize, hasBias, experts } = group;
+  const format = formatOf(cpuScheme(group.schemes.w13));
+  return allocateWeights(name, expertsBytes(group), () =>
+    addon.createExpertWeights({ format, hiddenSize, moeIntermediateSize, numExperts: experts.length, hasBias }),
+  );
+}
+
+/** @throws {MoeError} MOE_DEVICE_MEMORY */
+function allocateLinear(addon: CpuAddon, linear: LinearSpec): WeightsExternal {
+  const { name, modules, inFeatures, hasBias } = linear;
+  const format = formatOf(cpuScheme(linear.scheme));
+  const outFeatures = Int32Array.from(modules, (module) => module.outFeatures);
+  return allocateWeights(name, linearBytes(linear), () => addon.createLinearWeights({ format, inFeatures, outFeatures, hasBias }));
+}
+
+/** Packed bytes of a group. */
+function expertsBytes({ schemes, hiddenSize, moeIntermediateSize, hasBias, experts }: ExpertGroupSpec): number {
+  const format = formatOf(cpuScheme(schemes.w13));
+  const upBytes = packedBytes(format, moeIntermediateSize, hiddenSize, hasBias);
+  return experts.length * (2 * upBytes + packedBytes(format, hiddenSize, moeIntermediateSize, hasBias));
+}
+
+/** Packed bytes of a linear. */
+function linearBytes({ scheme, modules, inFeatures, hasBias }: LinearSpec): number {
+  const format = formatOf(cpuScheme(scheme));
+  return modules.reduce((sum, { outFeatures }) => sum + packedBytes(format, outFeatures, inFeatures, hasBias), 0);
 }
 
 /** The oracle hands a backend only schemes of its rules. */

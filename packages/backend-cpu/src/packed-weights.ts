@@ -73,14 +73,18 @@ export async function packUnits(
     addon.disposeWeights(weights);
     throw rejected.reason;
   }
-  const handle: CpuHandle = { weights, notes };
+  return packedWeights(addon, { weights, notes }, schemes);
+}
+
+/** The contract's object around weights that are packed. */
+export function packedWeights(addon: CpuAddon, handle: CpuHandle, schemes: readonly string[]): PackedWeights {
   return {
     layout,
     [SCHEME]: schemes,
-    residentBytes: addon.weightsBytes(weights),
+    residentBytes: addon.weightsBytes(handle.weights),
     handle,
     dispose: () => {
-      addon.disposeWeights(weights);
+      addon.disposeWeights(handle.weights);
     },
   };
 }

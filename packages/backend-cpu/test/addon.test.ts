@@ -40,6 +40,26 @@ describe('cpuAddon', () => {
     );
   });
 
+  it('shows the memory of packed weights, so that a copy of it is packed too, until it is concealed', async () => {
+    const options = { format: 'fp8', inFeatures: 32, outFeatures: Int32Array.of(16, 5), hasBias: true } as const;
+    const source = { codes: new Uint8Array(5 * 32).map((_, i) => i % 100), factor: 0.5, bias: new Float32Array(5).fill(2) };
+    const [packed, copy] = [addon.createLinearWeights(options), addon.createLinearWeights(options)];
+    await addon.packMatrix(packed, 1, source);
+    const [from, to] = [addon.exposeWeights(packed), addon.exposeWeights(copy)];
+    expect(from.reduce((bytes, { length }) => bytes + length, 0)).to.equal(addon.weightsBytes(packed));
+    to.forEach((part, i) => {
+      part.set(from[i]!);
+    });
+    expect(addon.unpackMatrix(copy, 1)).to.deep.equal(addon.unpackMatrix(packed, 1));
+    // What is shown lives on after the weights were disposed.
+    addon.disposeWeights(packed);
+    expect(from[0]?.some((byte) => byte !== 0)).to.equal(true);
+    addon.concealWeights(from);
+    addon.concealWeights(to);
+    expect([...from, ...to].map(({ length }) => length)).to.deep.equal([0, 0, 0, 0]);
+    expect(addon.unpackMatrix(copy, 1).codes).to.deep.equal(source.codes);
+  });
+
   it('takes no object for weights or a kernel that is not one', () => {
     expect(() => addon.weightsBytes({})).to.throw(TypeError, 'expected packed weights');
     expect(() => {

@@ -66,6 +66,8 @@ interface Backend<S extends SchemeKey, Spec, Rule> {
    * The engine keeps `packed` alive as long as any of its kernels.
    */
   readonly createKernel: (spec: Spec, rule: Rule, packed: PackedWeights, context: KernelContext) => Promise<Kernel>;
+  /** How packed weights are kept on disk between starts; left out = they are packed at every start. */
+  readonly storage?: PackedStorage<Spec, Rule>;
   /** Never set: keeps the scheme type in the structure, so that backends of different schemes are different types. */
   readonly __schemes?: (scheme: S) => void;
 }
@@ -218,6 +220,34 @@ export interface PackedWeights {
   /** Called once, after the last kernel on it was disposed. */
   readonly dispose: () => void;
 }
+
+/**
+ * A backend's part of keeping packed weights. The core has the file: what it is known by (the checkpoint, the spec, the layout, plugin and native code),
+ * where it lies, that it is whole. It knows nothing of what is inside.
+ */
+export interface PackedStorage<Spec, Rule> {
+  /** Of weights that `pack` made. Called at most once for them, before their kernels run. */
+  readonly save: (spec: Spec, packed: PackedWeights) => PackedImage;
+  /**
+   * The inverse: allocates as `pack` does, has `fill` write the bytes there, and answers what `pack` would have, so that kernels give the same bits.
+   *
+   * @param notes - as saved, through JSON.
+   * @param fill - called once, with memory of the lengths that were saved, in the same order.
+   * @throws what `fill` rejects with; anything when the notes are of no use. What was allocated is freed then, and the core packs the weights.
+   */
+  readonly restore: (spec: Spec, rule: Rule, notes: unknown, fill: RestoreParts, context: PackContext) => Promise<PackedWeights>;
+}
+
+/** Packed weights as they go to disk. */
+export interface PackedImage {
+  /** Plain JSON: what `restore` needs beside the bytes. */
+  readonly notes: unknown;
+  /** The memory of the packed weights itself, not a copy; read until they are disposed. Each begins at a multiple of four in its buffer. */
+  readonly parts: readonly Uint8Array[];
+}
+
+/** Reads the saved parts into memory of the same lengths. Rejects when they are not what was saved; the content is of no use then. */
+export type RestoreParts = (parts: readonly Uint8Array[]) => Promise<void>;
 
 export interface KernelContext {
   readonly device: DeviceInfo;

@@ -61,6 +61,9 @@ export type { ExpertsCall, KernelRunner, LinearCall } from './verification/kerne
 export type { KernelFigures } from './verification/layer-sample.js';
 export { openVerifiedKernels, verifiedInMemory } from './verification/verified-kernels.js';
 export type { VerifiedKernel, VerifiedKernels } from './verification/verified-kernels.js';
+// Packed weights on disk
+export { openPackedCache } from './packed-cache/packed-cache.js';
+export type { PackedCache, PackedCacheCounts, PackedCacheOptions, PackedEntry } from './packed-cache/packed-cache.js';
 // Plugins: registration, injection, hooks
 export * from './plugin-host.js';
 export type { Hooks } from './hooks.js';

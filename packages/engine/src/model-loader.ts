@@ -4,6 +4,7 @@ import type {
   LayerPlan,
   LinearSpec,
   ModelDescription,
+  PackedCache,
   PrepareContext,
   Plan,
   PluginHost,
@@ -44,6 +45,8 @@ export interface LoadModelOptions {
   readonly simulate?: boolean;
   /** Checks every kernel before it serves; left out = kernels are taken at their word. */
   readonly verification?: KernelVerification;
+  /** Packed weights on disk; left out = every layer is packed from the checkpoint. */
+  readonly packedCache?: PackedCache;
   readonly onProgress?: (progress: LoadProgress) => void;
   readonly signal?: AbortSignal;
 }
@@ -229,13 +232,14 @@ class CheckpointWeights implements WeightSource {
   }
 
   #context(layer: string): PrepareContext {
-    const { device, maxNumTokens, plan, simulate = false, verification, signal } = this.#options;
+    const { device, maxNumTokens, plan, simulate = false, verification, packedCache, signal } = this.#options;
     signal?.throwIfAborted();
     return {
       device: simulate ? plan.device : device.info,
       maxNumTokens,
       simulate,
       ...(verification === undefined ? {} : { verification }),
+      ...(packedCache === undefined ? {} : { packedCache }),
       onProgress: (bytesRead) => {
         this.#progress(layer, bytesRead);
       },

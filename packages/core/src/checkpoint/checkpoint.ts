@@ -2,6 +2,7 @@ import { bitsOf } from '../dtype.js';
 import { MoeError } from '../errors.js';
 import { bf16ToFloat32 } from '../quant/bf16.js';
 import { f16ToFloat32 } from '../quant/f16.js';
+import { checkpointIdentity } from './checkpoint-identity.js';
 import { checkFiniteWeights } from './finite-weights.js';
 import { isRecord } from './json-scan.js';
 import { checkIsFolder, configFile, findWeightFiles, indexFile, readJson } from './model-folder.js';
@@ -211,6 +212,11 @@ export class Checkpoint {
     let sum = 0;
     for (const { begin, end } of this.#tensors.values()) sum += end - begin;
     return sum;
+  }
+
+  /** As {@link checkpointIdentity} makes it, of the files as they were opened. */
+  async identity(): Promise<string> {
+    return checkpointIdentity(this.#shards.values());
   }
 
   /** Closes the files; reads afterwards fail. */

@@ -16,11 +16,14 @@ export class ShardFile {
   readonly name: string;
   /** Bytes, when it was opened. */
   readonly size: number;
+  /** Time of its last change, when it was opened, in milliseconds since 1970. */
+  readonly modifiedMs: number;
   readonly #handle: FileHandle;
 
-  private constructor(name: string, size: number, handle: FileHandle) {
+  private constructor(name: string, size: number, modifiedMs: number, handle: FileHandle) {
     this.name = name;
     this.size = size;
+    this.modifiedMs = modifiedMs;
     this.#handle = handle;
   }
 
@@ -32,7 +35,7 @@ export class ShardFile {
       handle = await open(join(directory, name), constants.O_RDONLY | constants.O_NONBLOCK);
       const stat = await handle.stat();
       if (!stat.isFile()) throw new Error('it is not a regular file');
-      return new ShardFile(name, stat.size, handle);
+      return new ShardFile(name, stat.size, stat.mtimeMs, handle);
     } catch (cause) {
       await handle?.close();
       throw new MoeError('MOE_CHECKPOINT_READ', `${name}: cannot be opened: ${messageOf(cause)}.`, { file: name }, { cause });

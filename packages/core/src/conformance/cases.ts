@@ -157,6 +157,7 @@ export const qualityCases = [
   { id: 'batch-invariant', title: 'gives a row the same bits alone and in a batch' },
   { id: 'repeatable', title: 'gives the same bits when called twice' },
   { id: 'unpack', title: 'gives the weights back bit for bit' },
+  { id: 'storage', title: 'comes back from a file the same, and gives way when the file is damaged' },
   { id: 'brand', title: 'brands what it packs with its schemes and its layout' },
   { id: 'footprint', title: 'states the bytes that it takes, within 5 %' },
   { id: 'dispose', title: 'survives the disposal of another kernel on the same weights' },

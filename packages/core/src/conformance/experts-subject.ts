@@ -10,6 +10,7 @@ import type { Subject, SubjectCall } from './subject.js';
 import { invokeKernel } from './suite.js';
 import type { SuiteContext } from './suite.js';
 import { clampTo } from './sizes.js';
+import { storedCopy } from './stored-copy.js';
 import { toleranceFor } from '../reference/tolerance.js';
 
 /** The most tokens that a case brings. */
@@ -27,7 +28,7 @@ export async function openExpertsSubject(
   const experts = randomExperts(group, new Random(seed).fork(-1), context.makeMatrix);
   const packed = await backend.pack(group, rule, expertWeightsOf(experts), { device });
   const maxNumTokens = clampTo(rule.tokens, mostTokens);
-  const createKernel = (): ReturnType<MoeBackend['createKernel']> => backend.createKernel(group, rule, packed, { device, maxNumTokens });
+  const createKernel: Subject['createKernel'] = (weights = packed) => backend.createKernel(group, rule, weights, { device, maxNumTokens });
   const { hiddenSize, moeIntermediateSize, schemes } = group;
   const name = `${backend.name}/${rule.id}, ${schemes.w13}${schemes.w2 === schemes.w13 ? '' : ` and ${schemes.w2}`}, hidden ${String(hiddenSize)}, inner ${String(moeIntermediateSize)}, seed ${String(seed)}`;
   return {
@@ -56,9 +57,10 @@ export async function openExpertsSubject(
     },
     invoke: (kernel, call, output, accumulate) => invokeKernel(kernel, call, output, accumulate, options),
     createKernel,
-    expectUnpacked: () => {
+    stored: storedCopy(name, backend.storage, { spec: group, rule, packed, context: { device } }),
+    expectUnpacked: (weights = packed) => {
       experts.forEach((expert, slot) => {
-        expectEqual(backend.unpack(group, packed, slot), expert, `${name}: unpack(${String(slot)})`);
+        expectEqual(backend.unpack(group, weights, slot), expert, `${name}: unpack(${String(slot)})`);
       });
     },
   };

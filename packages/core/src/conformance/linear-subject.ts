@@ -6,6 +6,7 @@ import { linearWeightsOf, randomModules } from './layers.js';
 import { Random } from '../random.js';
 import { referenceLinear } from '../reference/reference-layers.js';
 import { clampTo } from './sizes.js';
+import { storedCopy } from './stored-copy.js';
 import type { Subject } from './subject.js';
 import { invokeKernel } from './suite.js';
 import type { SuiteContext } from './suite.js';
@@ -23,8 +24,7 @@ export async function openLinearSubject(
   const modules = randomModules(linear, new Random(seed).fork(-2), context.makeMatrix);
   const packed = await backend.pack(linear, rule, linearWeightsOf(modules), { device });
   const maxNumTokens = clampTo(rule.tokens, mostTokens);
-  const createKernel = (): ReturnType<LinearBackend['createKernel']> =>
-    backend.createKernel(linear, rule, packed, { device, maxNumTokens });
+  const createKernel: Subject['createKernel'] = (weights = packed) => backend.createKernel(linear, rule, weights, { device, maxNumTokens });
   const { inFeatures, outFeatures, scheme } = linear;
   const name = `${backend.name}/${rule.id}, ${scheme}, ${String(outFeatures)}x${String(inFeatures)} in ${String(modules.length)} modules, seed ${String(seed)}`;
   return {
@@ -46,9 +46,10 @@ export async function openLinearSubject(
     },
     invoke: (kernel, call, output, accumulate) => invokeKernel(kernel, call, output, accumulate, options),
     createKernel,
-    expectUnpacked: () => {
+    stored: storedCopy(name, backend.storage, { spec: linear, rule, packed, context: { device } }),
+    expectUnpacked: (weights = packed) => {
       const matrices = modules.map(({ matrix }) => matrix);
-      expectEqual(backend.unpack(linear, packed), matrices, `${name}: unpack`);
+      expectEqual(backend.unpack(linear, weights), matrices, `${name}: unpack`);
     },
   };
 }

@@ -87,6 +87,7 @@ function describeLinear(context: SuiteContext, backend: LinearBackend, rule: Lin
         ruleId: rule.id,
         rule,
         scheme,
+        isStorable: backend.storage !== undefined,
         open: layers.fused.subject,
         makeCall: linearCall,
         clampTokens: (numTokens) => clampTo(rule.tokens, numTokens),

@@ -135,6 +135,7 @@ function describeLayer(context: SuiteContext, backend: MoeBackend, rule: ExpertS
         ruleId: rule.id,
         rule,
         scheme: kind.w13,
+        isStorable: backend.storage !== undefined,
         open: layers.usual.subject,
         makeCall: (subject, numTokens, random) => expertsCall(rule, kind, subject, numTokens, 'spread', random),
         clampTokens: (numTokens) => clampTo(rule.tokens, numTokens),

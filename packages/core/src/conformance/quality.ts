@@ -84,6 +84,35 @@ export const qualityChecks: Readonly<Record<QualityCaseId, (subject: Subject, in
     return Promise.resolve();
   },
 
+  storage: async (subject, { makeCall, clampTokens }) => {
+    const { context, stored } = subject;
+    if (stored === undefined) return;
+    const call = makeCall(clampTokens(7));
+    const packed = await stored.copy();
+    expectThat(
+      packed.layout === subject.packed.layout && JSON.stringify(packed[SCHEME]) === JSON.stringify(subject.packed[SCHEME]),
+      `${context}: restored weights are ${JSON.stringify(packed[SCHEME])} in layout "${packed.layout}", unlike those that were saved.`,
+    );
+    expectThat(
+      packed.residentBytes === subject.packed.residentBytes,
+      `${context}: restored weights say ${String(packed.residentBytes)} resident bytes, those that were saved ${String(subject.packed.residentBytes)}.`,
+    );
+    subject.expectUnpacked(packed);
+    const kernel = await subject.createKernel(packed);
+    const expected = await runSubject(subject, call);
+    expectSameBits(await runSubject(subject, call, undefined, kernel), expected, `${context}: a kernel on restored weights`);
+    kernel.dispose();
+    packed.dispose();
+    expectSameBits(
+      await runSubject(subject, call),
+      expected,
+      `${context}: the kernel on the weights that were saved, after the others were disposed`,
+    );
+    const damage = new Error('the file is damaged');
+    const thrown = await stored.copy(damage).catch((error: unknown) => error);
+    expectThat(thrown === damage, `${context}: when filling is rejected, restoring must reject with the same; it gives ${String(thrown)}.`);
+  },
+
   brand: (subject) => {
     const brand = subject.packed[SCHEME] as unknown;
     const schemes = [...new Set(subject.schemes)].sort();
@@ -136,7 +165,9 @@ export function qualityExemption(
   id: QualityCaseId,
   rule: { readonly batchInvariant?: boolean; readonly arithmetic: Subject['arithmetic'] },
   scheme: string,
+  isStorable: boolean,
 ): string | undefined {
+  if (id === 'storage' && !isStorable) return 'the backend does not store packed weights';
   if (id === 'batch-invariant' && rule.batchInvariant !== true) return 'the rule does not claim it';
   if (id === 'nan-rows') {
     const quantization = inputQuantizationOf(rule.arithmetic.input, scheme);

@@ -8,9 +8,10 @@ import type {
   MoeBackend,
   PackedWeights,
 } from '../backend.js';
-import type { ExpertGroupSpec } from '../layer-spec.js';
+import type { ExpertGroupSpec, LinearSpec } from '../layer-spec.js';
 import { contractVersion, definePlugin } from '../plugin.js';
 import type { Plugin } from '../plugin.js';
+import { objectStorage } from './reference-storage.js';
 import { decodeWeights } from '../quant/decode-weights.js';
 import { SCHEME, schemeInfo, schemeKeys } from '../quant/quant-scheme.js';
 import type { SchemeKey, SchemeRegistry } from '../quant/quant-scheme.js';
@@ -77,22 +78,16 @@ export function createReferenceMoeBackend(): MoeBackend {
     priority: () => lowestPriority,
     footprint: (group) => expertsFootprint(group),
     pack: async (group, _rule, weights, { onProgress, signal }) => {
-      const store = new DecodedStore();
       const experts: ExpertMatrices[] = [];
       for (let slot = 0; slot < weights.numExperts; slot++) {
         signal?.throwIfAborted();
         const expert = await weights.expert(slot);
-        const bytes = store.add(expert.gate) + store.add(expert.up) + store.add(expert.down);
-        if (expert.bias !== undefined)
-          store.residentBytes += expert.bias.gate.byteLength + expert.bias.up.byteLength + expert.bias.down.byteLength;
         experts.push(expert);
-        onProgress?.(bytes);
+        onProgress?.(byteLengthOf(expert.gate) + byteLengthOf(expert.up) + byteLengthOf(expert.down));
       }
-      return packedWeights([...new Set([group.schemes.w13, group.schemes.w2])], store.residentBytes, {
-        matrices: experts,
-        decode: store.decode,
-      });
+      return packedExperts(group, experts);
     },
+    storage: objectStorage((packed) => handleOf<ExpertMatrices>(packed).matrices, packedExperts),
     unpack: (group, packed, slot) => {
       const expert = handleOf<ExpertMatrices>(packed).matrices[slot];
       if (expert === undefined) throw new RangeError(`${group.name} has no slot ${String(slot)}.`);
@@ -115,18 +110,16 @@ export function createReferenceLinearBackend(): LinearBackend {
     footprint: (linear) =>
       footprintOf(linear.inFeatures * linear.outFeatures * bytesPerWeight(linear.scheme) + (linear.hasBias ? 4 * linear.outFeatures : 0)),
     pack: async (linear, _rule, weights, { onProgress, signal }) => {
-      const store = new DecodedStore();
       const modules: LinearModule[] = [];
       for (let index = 0; index < weights.numModules; index++) {
         signal?.throwIfAborted();
         const module = await weights.module(index);
-        const bytes = store.add(module.matrix);
-        store.residentBytes += module.bias?.byteLength ?? 0;
         modules.push(module);
-        onProgress?.(bytes);
+        onProgress?.(byteLengthOf(module.matrix));
       }
-      return packedWeights([linear.scheme], store.residentBytes, { matrices: modules, decode: store.decode });
+      return packedModules(linear, modules);
     },
+    storage: objectStorage((packed) => handleOf<LinearModule>(packed).matrices, packedModules),
     unpack: (_linear, packed) => handleOf<LinearModule>(packed).matrices.map(({ matrix }) => matrix),
     createKernel: (linear, rule, packed) => {
       const { matrices, decode } = handleOf<LinearModule>(packed);
@@ -151,16 +144,29 @@ class DecodedStore {
   residentBytes = 0;
   readonly #values = new Map<object, Float32Array>();
 
-  /** @returns bytes of the matrix as it came. */
-  add(matrix: SchemeRegistry[SchemeKey]): number {
+  add(matrix: SchemeRegistry[SchemeKey], bias: Float32Array | undefined): void {
     const values = decodeWeights(matrix);
     this.#values.set(matrix, values);
-    const bytes = byteLengthOf(matrix);
-    this.residentBytes += values.byteLength + bytes;
-    return bytes;
+    this.residentBytes += values.byteLength + byteLengthOf(matrix) + (bias?.byteLength ?? 0);
   }
 
   readonly decode: MatrixDecoder = (matrix) => this.#values.get(matrix) ?? decodeWeights(matrix);
+}
+
+function packedExperts({ schemes: { w13, w2 } }: ExpertGroupSpec, experts: readonly ExpertMatrices[]): PackedWeights {
+  const store = new DecodedStore();
+  for (const { gate, up, down, bias } of experts) {
+    store.add(gate, bias?.gate);
+    store.add(up, bias?.up);
+    store.add(down, bias?.down);
+  }
+  return packedWeights([...new Set([w13, w2])], store.residentBytes, { matrices: experts, decode: store.decode });
+}
+
+function packedModules({ scheme }: LinearSpec, modules: readonly LinearModule[]): PackedWeights {
+  const store = new DecodedStore();
+  for (const { matrix, bias } of modules) store.add(matrix, bias);
+  return packedWeights([scheme], store.residentBytes, { matrices: modules, decode: store.decode });
 }
 
 function byteLengthOf(matrix: SchemeRegistry[SchemeKey]): number {

@@ -2,6 +2,7 @@ import type { Arithmetic } from '../arithmetic.js';
 import type { ExpertsArgs, Footprint, Kernel, LinearArgs, PackedWeights } from '../backend.js';
 import type { Tolerance } from '../reference/tolerance.js';
 import { expectSameBits, expectThat } from './comparison.js';
+import type { StoredCopy } from './stored-copy.js';
 
 /** One call of either kind of kernel. A linear has topK 0 and no slots. */
 export interface SubjectCall {
@@ -32,9 +33,12 @@ export interface Subject {
   readonly tolerance: (call: SubjectCall) => Tolerance;
   /** Calls the kernel's entry. */
   readonly invoke: (kernel: Kernel, call: SubjectCall, output: Float32Array, accumulate: boolean) => Promise<void>;
-  readonly createKernel: () => Promise<Kernel>;
-  /** Throws where `unpack` does not give the weights back. */
-  readonly expectUnpacked: () => void;
+  /** Undefined where the backend does not store packed weights. */
+  readonly stored: StoredCopy | undefined;
+  /** @param packed - other weights of the same layer; left out = the subject's. */
+  readonly createKernel: (packed?: PackedWeights) => Promise<Kernel>;
+  /** Throws where `unpack` does not give the weights back. @param packed - as for `createKernel`. */
+  readonly expectUnpacked: (packed?: PackedWeights) => void;
 }
 
 /** Calls native kernels, which only an executor can: the engine's CPU device, or an addon made for tests. */

@@ -133,15 +133,19 @@ export interface QualitySubject {
   readonly ruleId: string;
   readonly rule: Parameters<typeof qualityExemption>[1];
   readonly scheme: string;
+  readonly isStorable: boolean;
   readonly open: () => Promise<Subject>;
   readonly makeCall: (subject: Subject, numTokens: number, random: Random) => SubjectCall;
   readonly clampTokens: (numTokens: number) => number;
 }
 
 /** Declares every quality case for one rule and scheme. */
-export function declareQualityCases(context: SuiteContext, { ruleId, rule, scheme, open, makeCall, clampTokens }: QualitySubject): void {
+export function declareQualityCases(
+  context: SuiteContext,
+  { ruleId, rule, scheme, isStorable, open, makeCall, clampTokens }: QualitySubject,
+): void {
   for (const { id, title } of qualityCases) {
-    const reason = skipReason(context.skips, id, ruleId) ?? qualityExemption(id, rule, scheme);
+    const reason = skipReason(context.skips, id, ruleId) ?? qualityExemption(id, rule, scheme, isStorable);
     declare(context.runner, title, reason, async () => {
       const subject = await open();
       const random = new Random(context.seed).fork(1000);

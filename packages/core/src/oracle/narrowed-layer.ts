@@ -13,7 +13,10 @@ import type {
   LinearWeights,
   MoeBackend,
   PackContext,
+  PackedImage,
+  PackedStorage,
   PackedWeights,
+  RestoreParts,
   SupportRule,
 } from '../backend.js';
 import type { ReadBuffer } from '../checkpoint/read-buffer.js';
@@ -27,6 +30,10 @@ import type { ErasedBackend } from './erased-backend.js';
 export interface NarrowedLayer<Spec extends LayerSpec, Rule extends SupportRule<SchemeKey>> {
   /** Reads the weights from their file; may be called once per layout. */
   readonly pack: (erased: ErasedBackend<Spec, Rule>, rule: Rule) => Promise<PackedWeights>;
+  /** Whether the backend's packed weights can be kept; the two below are for those only. */
+  readonly isStorable: (erased: ErasedBackend<Spec, Rule>) => boolean;
+  readonly save: (erased: ErasedBackend<Spec, Rule>, packed: PackedWeights) => PackedImage;
+  readonly restore: (erased: ErasedBackend<Spec, Rule>, rule: Rule, notes: unknown, fill: RestoreParts) => Promise<PackedWeights>;
   readonly createKernel: (erased: ErasedBackend<Spec, Rule>, rule: Rule, packed: PackedWeights, context: KernelContext) => Promise<Kernel>;
   /** A kernel that runs the arithmetic of `rule` on what `packer` unpacks. Only after `pack`. */
   readonly simulate: (packer: ErasedBackend<Spec, Rule>, rule: Rule, packed: PackedWeights) => Kernel;
@@ -74,6 +81,12 @@ export function narrowExperts(
         },
       };
       return backend.pack(group, ownRule(backend.rules, id), checked, context);
+    },
+    isStorable: (erased) => (erased.implementation as MoeBackend).storage !== undefined,
+    save: (erased, packed) => storageOf(erased.implementation as MoeBackend).save(group, packed),
+    restore: async (erased, { id }, notes, fill) => {
+      const backend = erased.implementation as MoeBackend;
+      return storageOf(backend).restore(group, ownRule(backend.rules, id), notes, fill, context);
     },
     createKernel: async (erased, { id }, packed, kernelContext) => {
       const backend = erased.implementation as MoeBackend;
@@ -123,6 +136,12 @@ export function narrowLinear(
       };
       return backend.pack(linear, ownRule(backend.rules, id), checked, context);
     },
+    isStorable: (erased) => (erased.implementation as LinearBackend).storage !== undefined,
+    save: (erased, packed) => storageOf(erased.implementation as LinearBackend).save(linear, packed),
+    restore: async (erased, { id }, notes, fill) => {
+      const backend = erased.implementation as LinearBackend;
+      return storageOf(backend).restore(linear, ownRule(backend.rules, id), notes, fill, context);
+    },
     createKernel: async (erased, { id }, packed, kernelContext) => {
       const backend = erased.implementation as LinearBackend;
       return backend.createKernel(linear, ownRule(backend.rules, id), packed, kernelContext);
@@ -154,6 +173,18 @@ function checkBrand(
     `${layer}, ${part}: the weights are branded ${String(got)}, but the backend "${backend}" (rule ${rule}) was bound to ${expected}. They are not handed over.`,
     { backend, rule, layer, part, expected, got: String(got) },
   );
+}
+
+/** Asked for only after `isStorable`. */
+function storageOf<Spec, Rule>({
+  name,
+  storage,
+}: {
+  readonly name: string;
+  readonly storage?: PackedStorage<Spec, Rule>;
+}): PackedStorage<Spec, Rule> {
+  if (storage === undefined) throw new TypeError(`The backend "${name}" does not store packed weights.`);
+  return storage;
 }
 
 /** The backend's own rule object, which its functions may know by identity. */

@@ -8,6 +8,7 @@ import type { Hooks } from '../hooks.js';
 import type { ExpertGroupSpec, LayerSpec, LinearSpec } from '../layer-spec.js';
 import { SCHEME, type SchemeKey } from '../quant/quant-scheme.js';
 import { quarantine, type KernelVerification } from '../verification/kernel-verification.js';
+import type { PackedCache } from '../packed-cache/packed-cache.js';
 import { ExpertsSample, LinearSample, type LayerSample } from '../verification/layer-sample.js';
 import { refusal } from './dimensions.js';
 import type { ErasedBackend, ErasedLinearBackend, ErasedMoeBackend } from './erased-backend.js';
@@ -31,6 +32,8 @@ export interface PrepareContext extends PackContext, KernelContext {
    * Whether a kernel is built does not matter then. `device` is the simulated one.
    */
   readonly simulate?: boolean;
+  /** Packed weights on disk; left out = they are packed from the checkpoint. Layers whose kernel has to be checked still are, and simulated ones. */
+  readonly packedCache?: PackedCache;
   /** Checks every kernel before it serves; left out = kernels are taken at their word. Simulated ones need no check. */
   readonly verification?: KernelVerification;
 }
@@ -100,7 +103,7 @@ async function prepare<Spec extends LayerSpec, Rule extends Rules, Sample extend
     const tokens = { min, max: Math.min(max, context.maxNumTokens) };
     return { binding, spec, schemes: kind.schemes(spec), backend: erased, rule, tokens, packer };
   });
-  const sample = bound.some((one) => verification?.isNeeded(one) === true) ? newSample() : undefined;
+  const sample = bound.some((one) => verification?.needsSample(one) === true) ? newSample() : undefined;
   const layer = narrow(sample);
   const packs = new Map<string, PackShare>();
   const bindings: PreparedBinding[] = [];
@@ -111,7 +114,9 @@ async function prepare<Spec extends LayerSpec, Rule extends Rules, Sample extend
       let share = packs.get(rule.layout);
       if (share === undefined) {
         const doing = `packing weights by ${packer.erased.name}/${packer.rule.id} for ${where}`;
-        const packed = await contained(context, spec, binding, doing, () => layer.pack(packer.erased, packer.rule));
+        const packed = await contained(context, spec, binding, doing, () =>
+          packOrRestore(layer, packer, spec, sample !== undefined, context),
+        );
         share = new PackShare(packed);
         packs.set(rule.layout, share);
         checkPacked(packed, kind.schemes(spec), rule.layout, packer.erased.name, packer.rule.id, spec.name);
@@ -124,7 +129,7 @@ async function prepare<Spec extends LayerSpec, Rule extends Rules, Sample extend
       );
       checkEntry(kernel, where);
       bindings.push({ binding, kernel: share.use(kernel), packed: share.handle });
-      if (sample !== undefined && verification?.isNeeded(one) === true) await verification.verify(one, kernel, sample);
+      if (verification?.isNeeded(one) === true) await verification.verify(one, kernel, sample);
     }
   } catch (error) {
     for (const { kernel } of bindings) kernel.dispose();
@@ -134,6 +139,27 @@ async function prepare<Spec extends LayerSpec, Rule extends Rules, Sample extend
   const prepared = preparedLayer(layerPlan.name, bindings, [...packs.values()]);
   hooks.layerPrepared.call(layerPlan, prepared.residentBytes);
   return prepared;
+}
+
+/** From the disk where that can be: a sample for the check of a kernel is taken as the weights are read from the checkpoint. */
+async function packOrRestore<Spec extends LayerSpec, Rule extends Rules>(
+  layer: NarrowedLayer<Spec, Rule>,
+  packer: { readonly erased: ErasedBackend<Spec, Rule>; readonly rule: Rule },
+  spec: Spec,
+  isSampled: boolean,
+  { packedCache, simulate = false, onProgress }: PrepareContext,
+): Promise<PackedWeights> {
+  const { erased, rule } = packer;
+  const cache = simulate || !layer.isStorable(erased) ? undefined : packedCache;
+  const entry = { spec, layout: rule.layout, packer: erased };
+  const restored = isSampled ? undefined : await cache?.restore(entry, (notes, fill) => layer.restore(erased, rule, notes, fill));
+  if (restored !== undefined) {
+    onProgress?.(restored.residentBytes);
+    return restored;
+  }
+  const packed = await layer.pack(erased, rule);
+  await cache?.save(entry, () => layer.save(erased, packed));
+  return packed;
 }
 
 function checkPlan(layerPlan: LayerPlan, spec: LayerSpec, { maxNumTokens }: PrepareContext): void {

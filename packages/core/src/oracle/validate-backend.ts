@@ -59,6 +59,11 @@ class BackendValidation {
     for (const key of optionalFunctions) {
       if (backend[key] !== undefined && typeof backend[key] !== 'function') this.fail(key, 'a function, or left out', backend[key]);
     }
+    if (backend.storage !== undefined) {
+      const storage = this.record(backend.storage, 'storage');
+      for (const key of ['save', 'restore'])
+        if (typeof storage[key] !== 'function') this.fail(`storage.${key}`, 'a function', storage[key]);
+    }
     const ids = new Map<unknown, number>();
     this.list(backend.rules, 'rules', 'at least one rule').forEach((value, index) => {
       const path = `rules[${index}]`;

@@ -61,7 +61,12 @@ export class KernelVerification {
     return this.#numRun;
   }
 
-  /** Whether {@link verify} would have anything to do, so whether to sample the layer's weights. */
+  /** Whether {@link verify} will run the kernel, so whether to sample the layer's weights: not if an equal one was verified in an earlier start. */
+  needsSample<Spec extends LayerSpec>(bound: BoundRule<Spec>): boolean {
+    return this.isNeeded(bound) && !this.#options.verified.has(this.#fingerprint(bound));
+  }
+
+  /** Whether {@link verify} would have anything to do. */
   isNeeded<Spec extends LayerSpec>(bound: BoundRule<Spec>): boolean {
     // What a plugin's scheme means, only the plugin knows.
     return bound.schemes.every(isKnownFormat) && !this.#done.has(keyOf(bound));
@@ -70,9 +75,10 @@ export class KernelVerification {
   /**
    * Runs the kernel, unless an equal one was verified before.
    *
+   * @param sample - undefined only when {@link needsSample} said no.
    * @throws {MoeError} MOE_DEVICE_KERNEL with the figures when it computes something else, or fails; {@link quarantineOf} reads what to plan with.
    */
-  async verify<Spec extends LayerSpec>(bound: BoundRule<Spec>, kernel: Kernel, sample: LayerSample<never>): Promise<void> {
+  async verify<Spec extends LayerSpec>(bound: BoundRule<Spec>, kernel: Kernel, sample: LayerSample<never> | undefined): Promise<void> {
     const { runner, verified } = this.#options;
     const { spec, backend, rule, tokens } = bound;
     const fingerprint = this.#fingerprint(bound);
@@ -80,6 +86,9 @@ export class KernelVerification {
     const isCacheable = kernel.entry.type === 'native';
     if (!(isCacheable && verified.has(fingerprint))) {
       const numTokens = Math.min(Math.max(rowsOfCheck, tokens.min), tokens.max);
+      // Only native kernels are remembered, and by what their rule and plugin are; so this one was, and is none any more.
+      if (sample === undefined)
+        throw refused(bound, 'was native code when it was verified; its plugin changed without a new version', {}, undefined);
       this.#numRun++;
       let figures: KernelFigures;
       try {

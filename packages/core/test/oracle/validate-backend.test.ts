@@ -57,6 +57,8 @@ describe('validateBackend', () => {
     ['rules[0].device', { type: 'cpu', architectures: [1] }, 'a name; it is 1'],
     ['rules[0].routing', [{ score: 'softmax', order: 'score-first', renormalize: 1 }], 'true or false; it is 1'],
     ['rules[0].device.sm', [], 'at least one compute capability'],
+    ['storage', true, 'an object; it is true'],
+    ['storage', { save: () => undefined }, 'a function; it is left out'],
     ['rules[0].device.sm', { min: '90' }, 'an integer of at least 10; it is "90"'],
     ['rules[0].device.sm', [9.0], 'a compute capability as major * 10 + minor'],
     ['rules[0].tokens', undefined, 'an object'],

@@ -213,6 +213,19 @@ describe('KernelVerification', () => {
       expect(second.runner.numCalls).to.equal(1);
     });
 
+    it('refuses a plain function where the plugin had native code, because its weights were not sampled any more', async () => {
+      const verified = verifiedInMemory();
+      await prepare(setting(verified));
+      const host = hostOf([outranking('native', (kernel) => kernel), createReferenceMoeBackend()]);
+      const group = groupOf('bf16');
+      const { verification, runner } = setting(verified);
+      const error = await refusalOf(
+        prepareExperts(host, planOf(host, group), group, weightsOf(group), { device: cpu, maxNumTokens, verification }),
+      );
+      expect(error.message).to.contain('its plugin changed without a new version');
+      expect(runner.numCalls).to.equal(0);
+    });
+
     it('runs plain functions every time, because nothing tells whether they changed', async () => {
       const verified = verifiedInMemory();
       const [first, second] = [setting(verified), setting(verified)];
