@@ -1,18 +1,25 @@
-// Packs every package as it would be published: node tools/pack.mjs OUT
+// Packs every package as it would be published: node tools/pack.mjs OUT [PLATFORM...]
 //
 // Native code ships in per-platform packages (packages/<p>/npm/<platform>) that carry the binary built last, and their
 // parents name them as optional dependencies. Both are done here, on copies: the tree stays as it is, and no published
-// package has an install script.
+// package has an install script. Without platforms it is this machine's; `npm run build:arm64` builds linux-arm64 anywhere.
 import { execFileSync } from 'node:child_process';
-import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
-const out = process.argv[2];
-if (out === undefined) {
-  console.error('usage: node tools/pack.mjs OUT');
+const here = `${process.platform}-${process.arch}`;
+/** Binaries of other platforms than this machine's, and the command that builds them. */
+const crossBuilds = { 'linux-arm64': 'npm run build:arm64' };
+const [out, ...named] = process.argv.slice(2);
+const platforms = named.length > 0 ? [...new Set(named)] : [here];
+const unknown = platforms.find((platform) => platform !== here && !(platform in crossBuilds));
+if (out === undefined || unknown !== undefined) {
+  if (unknown !== undefined)
+    console.error(`no build for ${unknown}: this machine's is ${here}, others are ${Object.keys(crossBuilds).join(', ')}`);
+  console.error('usage: node tools/pack.mjs OUT [PLATFORM...]');
   process.exit(64);
 }
 mkdirSync(out, { recursive: true });
@@ -31,20 +38,19 @@ function pack(folder) {
 
 /** Packs the platform packages of one package and answers their names and versions. */
 function packPlatforms(packageFolder) {
-  const platforms = join(packageFolder, 'npm');
   const packed = {};
-  if (!existsSync(platforms)) return packed;
-  const release = join(packageFolder, 'build/Release');
-  const binary = existsSync(release) ? readdirSync(release).find((file) => file.endsWith('.node')) : undefined;
-  for (const platform of readdirSync(platforms)) {
-    const here = `${process.platform}-${process.arch}`;
-    if (platform !== here) continue;
-    if (binary === undefined) throw new Error(`${packageFolder} has no binary: run \`npm run build:native\` first`);
+  for (const platform of platforms) {
+    const source = join(packageFolder, 'npm', platform);
+    if (!existsSync(source)) continue;
+    const { name, version, main } = readJson(join(source, 'package.json'));
+    const binary = join(packageFolder, 'build', ...(platform === here ? [] : [platform]), 'Release', main);
+    if (!existsSync(binary)) {
+      throw new Error(`${binary} is missing: run \`${platform === here ? 'npm run build:native' : crossBuilds[platform]}\` first`);
+    }
     const stage = join(staging, `${packageFolder.split('/').at(-1)}-${platform}`);
-    cpSync(join(platforms, platform), stage, { recursive: true });
-    cpSync(join(release, binary), join(stage, binary));
+    cpSync(source, stage, { recursive: true });
+    cpSync(binary, join(stage, main));
     pack(stage);
-    const { name, version } = readJson(join(stage, 'package.json'));
     packed[name] = version;
   }
   return packed;
@@ -55,14 +61,14 @@ try {
     const folder = join(root, workspace);
     const manifest = readJson(join(folder, 'package.json'));
     if (manifest.private === true) continue;
-    const platforms = packPlatforms(folder);
+    const platformPackages = packPlatforms(folder);
     const stage = join(staging, workspace.replaceAll('/', '-'));
     cpSync(folder, stage, {
       recursive: true,
       filter: (source) => !/\/(node_modules|build|npm|test|native|recipe|eval)(\/|$)/.test(source.slice(folder.length)),
     });
     // Source maps point into src/, which is not published.
-    const optionalDependencies = { ...manifest.optionalDependencies, ...platforms };
+    const optionalDependencies = { ...manifest.optionalDependencies, ...platformPackages };
     delete manifest.scripts;
     delete manifest.devDependencies;
     writeFileSync(
