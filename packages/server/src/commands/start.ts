@@ -142,13 +142,13 @@ function requireOneRank({ tensorParallelSize, sources }: ServerConfig): void {
 
 function engineSettings(config: ServerConfig, directory: string): EngineSettings {
   const { maxModelLen, maxNumSeqs, maxNumBatchedTokens, kvCacheDtype, kvCacheMemoryBytes, enablePrefixCaching } = config;
-  const { verifyKernels, calibration, cacheDir = cacheDirectory(process.env) } = config;
+  const { verifyKernels, packedWeightsCache, calibration, cacheDir = cacheDirectory(process.env) } = config;
   const { device, threads, simulate, plugin, plugins, preferences, numericsPolicy, batchInvariant, seed, generationConfig } = config;
   return {
     model: directory,
     directory: process.cwd(),
     ...{ maxModelLen, maxNumSeqs, maxNumBatchedTokens, kvCacheDtype, kvCacheMemoryBytes, enablePrefixCaching },
-    ...{ verifyKernels, calibration, cacheDir },
+    ...{ verifyKernels, packedWeightsCache, calibration, cacheDir },
     ...{ device, threads, simulate, plugin, plugins, preferences, numericsPolicy, batchInvariant, seed, generationConfig },
     plan: config.plan === undefined ? undefined : resolve(config.plan),
   };

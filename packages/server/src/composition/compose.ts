@@ -1,4 +1,5 @@
 import { availableParallelism } from 'node:os';
+import { join } from 'node:path';
 import {
   Checkpoint,
   checkLock,
@@ -12,6 +13,7 @@ import {
   loadPlugin,
   messageOf,
   MoeError,
+  openPackedCache,
   openVerifiedKernels,
   planWith,
   silentLogger,
@@ -24,6 +26,7 @@ import type {
   Logger,
   ModelDescription,
   NumericsPolicy,
+  PackedCache,
   Plan,
   PluginHost,
   Preference,
@@ -124,6 +127,8 @@ export interface EngineSettings extends PluginOptions, DeviceOptions, PlanOption
   readonly verifyKernels?: boolean;
   /** Where to remember which kernels were checked; left out = nowhere. */
   readonly cacheDir?: string | undefined;
+  /** Keep packed weights in `cacheDir`, and restore them from there. Default false. */
+  readonly packedWeightsCache?: boolean;
   /** Rank kernels by what `moe-server calibrate` kept in `cacheDir`. Default false. */
   readonly calibration?: boolean;
 }
@@ -271,6 +276,7 @@ export async function createEngine(settings: EngineSettings, observer: EngineObs
       blockSize: kvBlockSize,
     };
     const check = await checkOfKernels(settings, host, device, log);
+    const packedCache = isSimulated ? undefined : await packedWeightsCache(settings, checkpoint, host, log);
     const calibration = isSimulated ? {} : await readCalibration(settings, host, device.info, log);
     const { plan, loaded, limits, maxModelLen, numBlocks } = await planAndLoad({
       plan: (quarantined) => {
@@ -305,6 +311,7 @@ export async function createEngine(settings: EngineSettings, observer: EngineObs
           maxPositions: maxModelLen,
           simulate: isSimulated,
           ...(check === undefined ? {} : { verification: check.verification }),
+          ...(packedCache === undefined ? {} : { packedCache }),
           ...(onProgress === undefined ? {} : { onProgress }),
           ...(signal === undefined ? {} : { signal }),
         });
@@ -317,6 +324,7 @@ export async function createEngine(settings: EngineSettings, observer: EngineObs
     });
     cleanups.unshift(loaded.dispose);
     await check?.verified.save();
+    if (packedCache !== undefined) logPackedCache(packedCache, log);
     const cache = KvCache.allocate(device, shape, numBlocks, loaded.kvScales);
     const runner = new ModelRunner({ device, model: loaded.model, cache, limits });
     const generation = settings.generationConfig === 'vllm' ? undefined : await checkpoint.json('generation_config.json');
@@ -379,6 +387,25 @@ async function checkOfKernels(
   const verified = cacheDir === undefined ? verifiedInMemory() : await openVerifiedKernels(cacheDir, log);
   const verification = new KernelVerification({ runner: createKernelRunner(device), device: device.info, plugins, verified });
   return { verification, verified };
+}
+
+/** @throws {MoeError} MOE_CHECKPOINT_READ */
+async function packedWeightsCache(
+  { packedWeightsCache: isWanted = false, cacheDir }: EngineSettings,
+  checkpoint: Checkpoint,
+  { plugins }: PluginHost,
+  logger: Logger,
+): Promise<PackedCache | undefined> {
+  if (!isWanted || cacheDir === undefined) return undefined;
+  return openPackedCache({ directory: join(cacheDir, 'packed-weights'), checkpoint, plugins, logger });
+}
+
+function logPackedCache(cache: PackedCache, log: Logger): void {
+  const { directory, numRestored, numSaved, savedBytes } = cache.counts();
+  log.info(
+    { directory, numRestored, numSaved, savedBytes },
+    `packed weights: ${String(numRestored)} layers read, ${String(numSaved)} written`,
+  );
 }
 
 /** @throws {MoeError} MOE_PLAN_FILE when the file is no plan, MOE_PLAN_MOVED naming the layers that would be served otherwise. */

@@ -348,6 +348,13 @@ export const options = {
     defaultText: '$XDG_CACHE_HOME/moe-server or ~/.cache/moe-server',
     commands: measuring,
   }),
+  packedWeightsCache: spec<boolean>({
+    name: 'packed-weights-cache',
+    description: "keep weights in the cache folder as kernels read them, and read them from there: once more the checkpoint's size on disk",
+    group: 'Kernels',
+    parse: flag,
+    default: false,
+  }),
   calibration: spec<boolean>({
     name: 'calibration',
     description: 'rank kernels by priority, whatever `moe-server calibrate` measured here',
