@@ -64,6 +64,7 @@ export type { VerifiedKernel, VerifiedKernels } from './verification/verified-ke
 // Packed weights on disk
 export { openPackedCache } from './packed-cache/packed-cache.js';
 export type { PackedCache, PackedCacheCounts, PackedCacheOptions, PackedEntry } from './packed-cache/packed-cache.js';
+export * from './make-directory.js';
 // Plugins: registration, injection, hooks
 export * from './plugin-host.js';
 export type { Hooks } from './hooks.js';

@@ -1,10 +1,11 @@
 import { createHash } from 'node:crypto';
-import { mkdir, readdir, realpath, rm, stat } from 'node:fs/promises';
+import { readdir, realpath, rm, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import type { PackedImage, PackedWeights, RestoreParts } from '../backend.js';
 import type { Checkpoint } from '../checkpoint/checkpoint.js';
 import { messageOf } from '../errors.js';
 import type { LayerSpec } from '../layer-spec.js';
+import { makeDirectory } from '../make-directory.js';
 import { formatBytes } from '../oracle/memory.js';
 import { canonicalJson } from '../oracle/plan-hash.js';
 import { contractVersion } from '../plugin.js';
@@ -122,7 +123,7 @@ export async function openPackedCache({ directory, checkpoint, plugins, logger }
       const fingerprint = fingerprintOf(entry);
       try {
         if (!damaged.has(file) && (await isKept(file, fingerprint))) return;
-        await mkdir(folder, { recursive: true });
+        await makeDirectory(folder);
         const { notes, parts } = image();
         await writePackedFile(file, { fingerprint, notes }, parts);
         numSaved++;

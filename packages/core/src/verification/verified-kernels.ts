@@ -1,6 +1,7 @@
-import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { messageOf } from '../errors.js';
+import { makeDirectory } from '../make-directory.js';
 import type { Logger } from '../tokens.js';
 
 /** What is remembered of a kernel that computed right. */
@@ -51,7 +52,7 @@ export async function openVerifiedKernels(directory: string, logger: Logger): Pr
       if (added.size === 0) return;
       const draft = `${file}.${process.pid}.tmp`;
       try {
-        await mkdir(directory, { recursive: true });
+        await makeDirectory(directory);
         const present = await readEntries(file, () => undefined);
         const newest = [...present, ...added].slice(-maxKernels);
         await writeFile(draft, `${JSON.stringify({ version: fileVersion, kernels: Object.fromEntries(newest) }, undefined, 1)}\n`);

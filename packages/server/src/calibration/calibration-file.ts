@@ -1,6 +1,6 @@
-import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { messageOf } from '@moe-server/core';
+import { makeDirectory, messageOf } from '@moe-server/core';
 import type { DeviceInfo, Evidence, Logger, MeasuredClass, PluginHost, Quarantine } from '@moe-server/core';
 import { z } from 'zod';
 import { describeEnvironment, fingerprintOf } from './environment.js';
@@ -95,7 +95,7 @@ export async function writeResults(
     classes: [...kept(before.classes), ...results.classes],
     quarantined: [...kept(before.quarantined), ...results.quarantined],
   };
-  await mkdir(join(cacheDirectory, 'calibration'), { recursive: true });
+  await makeDirectory(join(cacheDirectory, 'calibration'));
   const draft = `${file}.${String(process.pid)}.tmp`;
   try {
     await writeFile(draft, `${JSON.stringify(merged, undefined, 1)}\n`);
