@@ -194,8 +194,11 @@ describe('moe-server start', function () {
     const received: string[] = [];
     for await (const data of events(await post(`${stopped.url}/v1/completions`, endless))) {
       received.push(data);
-      if (received.length === 1) stopped.process.kill('SIGINT');
-      if (received.length === 3) stopped.process.kill('SIGINT');
+      if (received.length > 1) continue;
+      stopped.process.kill('SIGINT');
+      // A signal that comes while the same one is still pending is lost.
+      await eventually(async () => (await fetch(`${stopped.url}/ready`)).status === 503);
+      stopped.process.kill('SIGINT');
     }
     expect(received.at(-1)).to.equal('[DONE]');
     expect(received.at(-2)).to.contain('shutting down');
