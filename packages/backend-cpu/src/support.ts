@@ -130,8 +130,8 @@ const instructionSetRank: Readonly<Record<InstructionSet, number>> = { avx512: 3
 /**
  * What `auto` takes where a scheme has both: *wider*, by speed and by the evaluation files together.
  *
- * Speed (`node bench/kernels.mjs --threads 1 --cpu-time`, experts of Qwen3-30B-A3B's shape, one Zen 4 core), same against wider. NVFP4: 23.5 and
- * 21.7 GB/s with one token, 234 and 167 Gop/s with 256, because whole numbers multiply twice as fast. FP8: 23.2 and 22.9 GB/s, 163 and 164
+ * Speed (experts of Qwen3-30B-A3B's shape, one Zen 4 core; `moe-server bench --kernels --shape 2048,768,32,8 --threads 1` measures it), same against
+ * wider. NVFP4: 23.5 and 21.7 GB/s with one token, 234 and 167 Gop/s with 256, because whole numbers multiply twice as fast. FP8: 23.2 and 22.9 GB/s, 163 and 164
  * Gop/s: both run through the same bf16 products.
  *
  * Evaluation (test/e2e/pocket-dictionary.test.ts): rounding inputs costs 1.1 % of the total likelihood (32,327 nats weight-only, 32,682 with rounded
