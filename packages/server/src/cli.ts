@@ -1,10 +1,5 @@
 import { deviceProfileNames, isMoeError, messageOf, MoeError } from '@moe-server/core';
 import { Command, CommanderError, Option } from 'commander';
-import { backends } from './commands/backends.js';
-import { bench } from './commands/bench.js';
-import { calibrate } from './commands/calibrate.js';
-import { plan } from './commands/plan.js';
-import { start } from './commands/start.js';
 import { readScopedFlags } from './config/backend-settings.js';
 import type { ScopedSetting } from './config/backend-settings.js';
 import { optionNames, options } from './config/options.js';
@@ -60,6 +55,7 @@ export async function run(args: readonly string[], environment: NodeJS.ProcessEn
   }
 }
 
+/** Commands load what they need: a start should not wait for the modules of the others. */
 function createProgram(
   environment: NodeJS.ProcessEnv,
   scopedFlags: readonly ScopedSetting[],
@@ -91,6 +87,7 @@ function createProgram(
     .description('load a model and serve it')
     .addHelpText('after', startHelp)
     .action(async (_options, command: Command) => {
+      const { start } = await import('./commands/start.js');
       finish(await start(configOf(command), terminal));
     });
 
@@ -104,6 +101,7 @@ function createProgram(
     .addHelpText('after', planHelp)
     .action(async (given: PlanFlags, command: Command) => {
       const planOptions = { ...given, explain: given.explain ?? false, json: given.json ?? false };
+      const { plan } = await import('./commands/plan.js');
       finish(await plan(configOf(command), planOptions, terminal));
     });
 
@@ -113,6 +111,7 @@ function createProgram(
     .option('--json', 'print what was measured as JSON')
     .action(async (given: { budget?: string; json?: boolean }, command: Command) => {
       const budgetMs = 1000 * budgetOf(given.budget ?? '20');
+      const { calibrate } = await import('./commands/calibrate.js');
       finish(await calibrate(configOf(command), { json: given.json ?? false, budgetMs }, terminal));
     });
 
@@ -136,6 +135,7 @@ function createProgram(
         backends: given.backend ?? [],
         schemes: given.scheme ?? [],
       };
+      const { bench } = await import('./commands/bench.js');
       finish(await bench(configOf(command), benchOptions, terminal));
     });
 
@@ -143,6 +143,7 @@ function createProgram(
     .description('list plugins, their rules, and the devices they run on')
     .option('--json', 'print them as JSON')
     .action(async (given: { json?: boolean }, command: Command) => {
+      const { backends } = await import('./commands/backends.js');
       finish(await backends(configOf(command), { json: given.json ?? false }, terminal));
     });
   return program;

@@ -9,12 +9,9 @@ import type { EngineMessage } from '../engine/engine-protocol.js';
 import { ForkedEngine } from '../engine/forked-engine.js';
 import { exitStatus } from '../exit-status.js';
 import { Admission } from '../http/admission.js';
-import { createApp } from '../http/app.js';
-import { listen } from '../http/http-server.js';
 import type { ListeningServer } from '../http/http-server.js';
 import { Lifecycle } from '../http/lifecycle.js';
-import { ServerMetrics } from '../http/metrics.js';
-import { openText } from '../http/served-text.js';
+import type { ServerMetrics } from '../http/metrics.js';
 import type { ServedText } from '../http/served-text.js';
 import { bundledModel, version } from '../package-info.js';
 import type { HttpSettings, ServedModel } from '../routes/endpoint.js';
@@ -45,13 +42,7 @@ export async function start(config: ServerConfig, terminal: Terminal): Promise<n
   const lifecycle = new Lifecycle();
   const stop = new StopRequest();
   let served: ServedModel | undefined;
-  const metrics = new ServerMetrics(names[0], () => engine.stats());
-  const admission = new Admission(
-    () => ({ maxNumSeqs: config.maxNumSeqs, maxNumQueued: config.maxNumQueuedReqs }),
-    () => {
-      metrics.countRejected();
-    },
-  );
+  let metrics: ServerMetrics | undefined;
 
   report.begin(version);
   const text = new Deferred<ServedText>();
@@ -63,17 +54,17 @@ export async function start(config: ServerConfig, terminal: Terminal): Promise<n
     ...(config.device === 'reference' || config.simulate !== undefined ? { silenceMs: Number.POSITIVE_INFINITY } : {}),
     observer: {
       onMessage: (message: EngineMessage) => {
-        if (message.type === 'heartbeat') metrics.observeEngine(message.metrics);
+        if (message.type === 'heartbeat') metrics?.observeEngine(message.metrics);
         // A restart repeats what the terminal has shown.
         if (lifecycle.phase === 'loading') report.take(message);
-        if (message.type === 'plan') text.settle(() => openText(directory, message.vocabSize));
+        if (message.type === 'plan') text.settle(() => openServedText(directory, message.vocabSize));
         if (message.type === 'ready' && lifecycle.phase === 'restarting') {
           lifecycle.enter('ready');
           log.warn('the engine serves again');
         }
       },
       onDeath: (error, restartInMs) => {
-        metrics.countEngineDeath();
+        metrics?.countEngineDeath();
         lifecycle.enter(restartInMs === undefined ? 'failed' : 'restarting');
         const next = restartInMs === undefined ? 'It died too often and is given up.' : `It starts again in ${String(restartInMs)} ms.`;
         log.error(`${error.message} ${next}`);
@@ -82,17 +73,23 @@ export async function start(config: ServerConfig, terminal: Terminal): Promise<n
     },
   });
 
-  const app = createApp({
-    settings,
-    lifecycle,
-    admission,
-    metrics,
-    engine,
-    log,
-    served: () => served,
-  });
   stop.listen();
   try {
+    // Only now: while this process loads the modules of its HTTP side, the engine's loads its own and then the model.
+    const [{ ServerMetrics: Metrics }, { createApp }, { listen }] = await Promise.all([
+      import('../http/metrics.js'),
+      import('../http/app.js'),
+      import('../http/http-server.js'),
+    ]);
+    const counted = new Metrics(names[0], () => engine.stats());
+    metrics = counted;
+    const admission = new Admission(
+      () => ({ maxNumSeqs: config.maxNumSeqs, maxNumQueued: config.maxNumQueuedReqs }),
+      () => {
+        counted.countRejected();
+      },
+    );
+    const app = createApp({ settings, lifecycle, admission, metrics: counted, engine, log, served: () => served });
     server = await listen(app.callback(), {
       host: config.host,
       port: config.port,
@@ -105,7 +102,7 @@ export async function start(config: ServerConfig, terminal: Terminal): Promise<n
     if (first instanceof Array) {
       const [info, { tokenizer, chatTemplate }] = first;
       served = { names, root: names[0], createdAt: Math.floor(Date.now() / 1000), info, tokenizer, chatTemplate };
-      metrics.describeModel(info);
+      counted.describeModel(info);
       lifecycle.enter('ready');
       report.ready(info, urlOf(config.host, server.address.port), names[0], warningsFor(config));
       await stop.requested;
@@ -131,6 +128,12 @@ export async function start(config: ServerConfig, terminal: Terminal): Promise<n
       ?.then(({ chatTemplate }) => chatTemplate.close())
       .catch(() => undefined);
   }
+}
+
+/** Its modules are loaded when the plan is there, which is while the engine reads weights. */
+async function openServedText(directory: string, vocabSize: number): Promise<ServedText> {
+  const { openText } = await import('../http/served-text.js');
+  return openText(directory, vocabSize);
 }
 
 /** Those settings come from the environment or a file here: the command has no such flags. */
