@@ -1,62 +1,10 @@
 import { expect } from 'chai';
 import fc from 'fast-check';
 import { MoeError } from '@moe-server/core';
-import { Engine } from '../src/engine.js';
-import type { EngineOptions } from '../src/engine-config.js';
-import type { EngineEvent, GenerationRequest, SamplingParams } from '../src/request.js';
+import type { GenerationRequest } from '../src/request.js';
 import type { FakeRunnerOptions } from './fake-runner.js';
-import { FakeRunner, prompt, sampling } from './fake-runner.js';
-
-const blockSize = 4;
-const eos = 999;
-
-interface Bench {
-  readonly engine: Engine;
-  readonly runner: FakeRunner;
-  readonly events: EngineEvent[];
-}
-
-function bench(options: Partial<EngineOptions> = {}, runnerOptions: FakeRunnerOptions = {}): Bench {
-  const runner = new FakeRunner({ blockSize, ...runnerOptions });
-  const engine = new Engine({
-    runner,
-    numBlocks: 64,
-    blockSize,
-    maxModelLen: 200,
-    eosTokenIds: [eos, 998],
-    randomSeed: () => 11n,
-    ...options,
-  });
-  const events: EngineEvent[] = [];
-  engine.onEvent((event) => events.push(event));
-  return { engine, runner, events };
-}
-
-function request(id: string, length: number, changes: Partial<SamplingParams> = {}, seed = 1): GenerationRequest {
-  return { id, promptTokenIds: prompt(length, seed), sampling: sampling(changes) };
-}
-
-async function run({ engine, events }: Bench, ...requests: readonly GenerationRequest[]): Promise<EngineEvent[]> {
-  for (const each of requests) engine.addRequest(each);
-  await engine.drain();
-  return events;
-}
-
-/** Everything a caller sees of one request but the usage, which tells of the cache. */
-function seen(events: readonly EngineEvent[], id: string): unknown[] {
-  return events
-    .filter(({ requestId }) => requestId === id)
-    .map((event) => (event.type === 'finish' ? [event.reason, event.stopTokenId] : event.type === 'token' ? event.token : event));
-}
-
-function tokenIds(events: readonly EngineEvent[], id: string): number[] {
-  return events.flatMap((event) => (event.type === 'token' && event.requestId === id ? [event.token.tokenId] : []));
-}
-
-function ending(events: readonly EngineEvent[], id: string): string {
-  const last = events.filter(({ requestId }) => requestId === id).at(-1);
-  return last?.type === 'finish' ? last.reason : last?.type === 'error' ? last.error.code : 'none';
-}
+import { prompt } from './fake-runner.js';
+import { bench, ending, eos, request, run, seen, tokenIds } from './engine-bench.js';
 
 describe('Engine', () => {
   it('generates maxTokens tokens and reports usage', async () => {
@@ -300,105 +248,6 @@ describe('Engine', () => {
       await run(a, request('a', 4, { maxTokens: 250 }));
       clearImmediate(timer);
       expect(ending(a.events, 'a')).to.equal('abort');
-    });
-  });
-
-  describe('errors', () => {
-    it('ends only the request for whose sake a step fails; the others get the tokens that they would have got', async () => {
-      const others = [request('b', 4, {}, 2), request('c', 4, {}, 3)];
-      const undisturbed = bench();
-      await run(undisturbed, ...others);
-      const a = bench(
-        {},
-        {
-          script: (context, { counter }) => {
-            if (context[0] === prompt(1, 1)[0] && counter === 2) throw new MoeError('MOE_DEVICE_KERNEL', 'kernel x failed');
-            return undefined;
-          },
-        },
-      );
-      await run(a, request('a', 4), ...others);
-      expect(ending(a.events, 'a')).to.equal('MOE_DEVICE_KERNEL');
-      for (const id of ['b', 'c']) {
-        expect(ending(a.events, id)).to.equal('length');
-        expect(tokenIds(a.events, id)).to.deep.equal(tokenIds(undisturbed.events, id));
-      }
-      expect(a.engine.stats()).to.include({ numFailedSteps: 1, kvCacheUsage: 0 });
-    });
-
-    it('costs nobody a request when a step fails once', async () => {
-      const a = bench({ maxNumSeqs: 2 });
-      a.runner.beforeStep = (step) => {
-        if (step === 1) throw new MoeError('MOE_DEVICE_KERNEL', 'kernel x failed');
-      };
-      await run(a, request('a', 4), request('b', 4, {}, 2), request('c', 4, {}, 3));
-      for (const id of ['a', 'b', 'c']) expect(ending(a.events, id)).to.equal('length');
-      expect(a.engine.stats()).to.include({ numFailedSteps: 1, kvCacheUsage: 0 });
-    });
-
-    it('ends every request of a step whose sequences all fail', async () => {
-      const a = bench();
-      a.runner.beforeStep = () => {
-        throw new MoeError('MOE_DEVICE_KERNEL', 'kernel x failed');
-      };
-      await run(a, request('a', 4), request('b', 4, {}, 2));
-      for (const id of ['a', 'b']) expect(ending(a.events, id)).to.equal('MOE_DEVICE_KERNEL');
-      expect(a.engine.stats().kvCacheUsage).to.equal(0);
-    });
-
-    it('names what else a runner throws an internal error', async () => {
-      const a = bench();
-      a.runner.beforeStep = () => {
-        throw new TypeError('x is not a function');
-      };
-      const [event] = await run(a, request('a', 4));
-      expect(event?.type === 'error' && event.error.code).to.equal('MOE_INTERNAL');
-      expect(event?.type === 'error' && event.error.message).to.contain('x is not a function');
-    });
-
-    it('fails only the request whose logits are not numbers', async () => {
-      const a = bench({}, { script: (context, { counter }) => (context[0] === prompt(1, 1)[0] && counter === 2 ? -1 : undefined) });
-      await run(a, request('a', 4), request('b', 4, {}, 2));
-      expect(ending(a.events, 'a')).to.equal('MOE_DEVICE_KERNEL');
-      expect(tokenIds(a.events, 'a')).to.have.length(2);
-      expect(ending(a.events, 'b')).to.equal('length');
-      expect(a.engine.stats().numCorruptedRequests).to.equal(1);
-    });
-
-    it('says so when a request masks every token', async () => {
-      const a = bench({ eosTokenIds: [] }, { vocabSize: 2, script: () => -1 });
-      const [event] = await run(a, { id: 'a', promptTokenIds: [1], sampling: sampling({ minTokens: 1, stopTokenIds: [0, 1] }) });
-      expect(event?.type === 'error' && event.error.code).to.equal('MOE_REQUEST_INVALID');
-    });
-
-    it('does not trust a runner that returns too few rows', async () => {
-      const a = bench();
-      const engine = new Engine({
-        runner: { limits: a.runner.limits, vocabSize: 1000, execute: async () => await Promise.resolve({ rows: [[]] }) },
-        ...{ numBlocks: 8, blockSize, maxModelLen: 32, eosTokenIds: [] },
-      });
-      engine.onEvent((event) => a.events.push(event));
-      const [event] = await run({ ...a, engine }, request('a', 4));
-      expect(event?.type === 'error' && event.error.message).to.contain('0 of 1 logit rows');
-    });
-
-    it('reports a request that can never fit as an error of its own', async () => {
-      const a = bench({ numBlocks: 3 });
-      await run(a, request('a', 20), request('b', 4, { maxTokens: 2 }, 2));
-      expect([ending(a.events, 'a'), ending(a.events, 'b')]).to.deep.equal(['MOE_CAPACITY_MEMORY', 'length']);
-    });
-
-    it('ends the loop when a listener throws', async () => {
-      const a = bench();
-      a.engine.onEvent(() => {
-        throw new Error('listener');
-      });
-      a.engine.addRequest(request('a', 4));
-      const outcome = await a.engine.drain().then(
-        () => 'resolved',
-        (error: unknown) => (error as Error).message,
-      );
-      expect(outcome).to.equal('listener');
     });
   });
 
