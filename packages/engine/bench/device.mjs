@@ -1,4 +1,4 @@
-// What the CPU device costs by itself: a step without commands, and attention by context. Build first.
+// What the CPU device costs by itself: a step without commands, attention by context, sampling by vocabulary. Build first.
 //   node packages/engine/bench/device.mjs [--threads N] [--dtype bf16|f8e4m3] [--heads 32] [--kv-heads 4] [--head-dim 128]
 import { parseArgs } from 'node:util';
 import { createCpuDevice, layoutStep, measureBandwidth, StepInputs } from '@moe-server/engine';
@@ -108,5 +108,57 @@ for (const context of [512, 2048]) {
   const us = await median(attention, 5);
   const products = (512 * (context - 512) + (512 * 513) / 2) * numHeads * headDim * 2 * numLayers;
   console.log(`prefill, 512 tokens at context ${String(context)}: ${us.toFixed(0)} µs, ${((2 * products) / us / 1e3).toFixed(0)} GFLOP/s`);
+}
+
+/** Native time of one step, in microseconds: median of `repeats`. */
+async function nativeMedian(program, repeats) {
+  const times = [];
+  for (let i = 0; i < repeats; i++) {
+    await device.submit(program, inputs);
+    const { beganMs, endedMs } = device.lastStep;
+    times.push((endedMs - beganMs) * 1e3);
+  }
+  times.sort((a, b) => a - b);
+  return times[Math.floor(repeats / 2)];
+}
+
+/** Normal, by Box and Muller, from a linear congruential generator (Numerical Recipes). */
+function normal(count, deviation) {
+  let state = 1;
+  const uniform = () => ((state = (Math.imul(state, 1664525) + 1013904223) >>> 0) + 0.5) / 2 ** 32;
+  return Float32Array.from({ length: count }, () => deviation * Math.sqrt(-2 * Math.log(uniform())) * Math.cos(2 * Math.PI * uniform()));
+}
+
+// Logits of deviation 3 are as peaked as a trained model's; of deviation 1 they are nearly flat, and top-p keeps half of the vocabulary.
+const methods = {
+  greedy: { temperature: 0 },
+  'temperature 1': {},
+  'top-k 50': { topK: 50 },
+  'top-p 0.9': { topP: 0.9 },
+  'top-k 50, top-p 0.9': { topK: 50, topP: 0.9 },
+  'greedy, 5 logprobs': { temperature: 0, numTopLogprobs: 5 },
+};
+for (const vocabSize of [32_768, 151_936]) {
+  for (const deviation of [3, 1]) {
+    const logits = device.allocate(4 * vocabSize, 'logits');
+    new Float32Array(logits.buffer).set(normal(vocabSize, deviation));
+    const [tokenIds, logprobs, ranks] = ['token ids', 'logprobs', 'ranks'].map((label) => device.allocate(4, label));
+    const [topIds, topLogprobs] = ['top ids', 'top logprobs'].map((label) => device.allocate(80, label));
+    const sample = { op: 'sample', logits, vocabSize, tokenIds, logprobs, ranks, maxTopLogprobs: 20, topIds, topLogprobs };
+    const program = device.compile([sample], layout);
+    fill(1, 1, 1);
+    inputs.header[2] = 1;
+    inputs.targets[0] = -1;
+    inputs.repetitionPenalties[0] = 1;
+    const results = [];
+    for (const [method, { temperature = 1, topK = 0, topP = 1, numTopLogprobs = 0 }] of Object.entries(methods)) {
+      Object.entries({ temperatures: temperature, topKs: topK, topPs: topP, numTopLogprobs }).forEach(([name, value]) => {
+        inputs[name][0] = value;
+      });
+      results.push(`${method} ${(await nativeMedian(program, 201)).toFixed(0)}`);
+    }
+    console.log(`sampling of ${String(vocabSize)} logits of deviation ${String(deviation)}: ${results.join(', ')} µs`);
+    program.dispose();
+  }
 }
 device.dispose();
