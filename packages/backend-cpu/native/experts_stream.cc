@@ -15,8 +15,8 @@ constexpr int64_t kMaxPartials = (1 << 20) / static_cast<int64_t>(sizeof(float))
 
 // Weights of a piece. Shorter ones lose time at their start, where nothing was fetched ahead; longer ones make threads
 // wait for each other at the end. With few weights there are at least kPiecesPerThread pieces.
-constexpr int64_t kPieceBytes = 96 << 10;
-constexpr int64_t kPiecesPerThread = 8;
+constexpr int64_t kPieceBytes = 192 << 10;
+constexpr int64_t kPiecesPerThread = 4;
 
 void wait_for(const std::atomic<int32_t>& flag) {
   for (uint32_t turn = 1; flag.load(std::memory_order_acquire) == 0; ++turn) {
@@ -59,6 +59,7 @@ int64_t ExpertsStream::num_partials(const ExpertTiles& tiles, int64_t choices) {
 
 ExpertsStream ExpertsStream::take(Carver& carver, const ExpertTiles& tiles) {
   ExpertsStream stream;
+  stream.next_ = carver.take<std::atomic<int64_t>>(1);
   stream.pieces_done_ = carver.take<std::atomic<int32_t>>(tiles.num_experts());
   stream.ready_ = carver.take<std::atomic<int32_t>>(tiles.num_experts());
   stream.contributed_ = carver.take<std::atomic<int32_t>>(tiles.down_tiles());
@@ -102,16 +103,14 @@ void ExpertsStream::run(const ExpertTiles& tiles, const ExpertsRun& run, const m
     for (int64_t t = first; t < last; ++t) tiles.add_up(run, t, kept, t);
   };
   const int64_t num_up = num_segments * up.per_segment;
-  auto body = [&](int64_t begin, int64_t end, uint32_t) {
-    for (int64_t i = begin; i < end; ++i) {
-      if (i < num_up) {
-        gate_up(i / up.per_segment, i % up.per_segment);
-      } else {
-        contribute((i - num_up) / down.per_segment, (i - num_up) % down.per_segment);
-      }
+  auto body = [&](int64_t i) {
+    if (i < num_up) {
+      gate_up(i / up.per_segment, i % up.per_segment);
+    } else {
+      contribute((i - num_up) / down.per_segment, (i - num_up) % down.per_segment);
     }
   };
-  parallel_for_each(pool, num_up + num_segments * down.per_segment, body);
+  parallel_for_each(pool, num_up + num_segments * down.per_segment, *next_, body);
 }
 
 }  // namespace moe

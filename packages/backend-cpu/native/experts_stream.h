@@ -2,7 +2,7 @@
 // threads wait for each other.
 //
 // Two kinds of pieces, each a run of neighbouring tiles of one expert: first gate and up of every expert, then down of
-// every expert, all in one parallel_for. It hands pieces out in ascending order, so that a thread that comes to an
+// every expert, all in one parallel_for_each. Pieces are begun in ascending order, so that a thread that comes to an
 // expert's down projection waits, if at all, only for gate and up pieces that other threads are computing at that
 // moment. The thread that finishes the last expert's contribution to some columns adds them up. There is no barrier in
 // between.
@@ -29,6 +29,7 @@ class ExpertsStream {
   void run(const ExpertTiles& tiles, const ExpertsRun& run, const moe_pool* pool, float* partials) const;
 
  private:
+  std::atomic<int64_t>* next_ = nullptr;
   // [num_experts]: pieces of gate and up that are done, by segment.
   std::atomic<int32_t>* pieces_done_ = nullptr;
   // [num_experts]: whether the segment's intermediates may be read.

@@ -3,6 +3,7 @@
 #define MOE_BACKEND_CPU_WORK_SPLIT_H_
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 
 #include "kernels/isa_kernels.h"
@@ -45,17 +46,15 @@ void parallel_for(const moe_pool* pool, int64_t count, int64_t grain, Body& body
       &body);
 }
 
-// The same for few large items that are to be handed out one by one, in ascending order.
+// Calls body(item) for [0, count). Items are begun in ascending order, each as soon as a thread is free, so an item may
+// wait for those before it: somebody is at work on them. `next`: shared by the threads.
 template <typename Body>
-void parallel_for_each(const moe_pool* pool, int64_t count, Body& body) {
-  if (pool == nullptr || pool->num_threads < 2) {
-    body(int64_t{0}, count, uint32_t{0});
-    return;
-  }
-  pool->parallel_for(
-      pool->context, count, 1,
-      [](void* arg, int64_t begin, int64_t end, uint32_t thread) { (*static_cast<Body*>(arg))(begin, end, thread); },
-      &body);
+void parallel_for_each(const moe_pool* pool, int64_t count, std::atomic<int64_t>& next, Body& body) {
+  next.store(0, std::memory_order_relaxed);
+  auto take = [&](int64_t, int64_t, uint32_t) {
+    for (int64_t item = next.fetch_add(1); item < count; item = next.fetch_add(1)) body(item);
+  };
+  parallel_for(pool, pool == nullptr ? 1 : pool->num_threads, 1, take);
 }
 
 // Items per interval when one item reads `bytes` of weights and makes `products` multiplications.

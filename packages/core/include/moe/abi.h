@@ -50,7 +50,6 @@ typedef struct moe_pool {
   /*
    * Calls `task` for intervals that cover [0, count) and returns when all are done. Intervals hold at least `grain`
    * items (the last may hold fewer). Which thread gets which interval is not determined: results must not depend on it.
-   * Intervals are begun in ascending order, so a task may wait for one before its own: somebody is at work on it.
    * The calling thread takes part. Not reentrant: a task must not call parallel_for.
    */
   void (*parallel_for)(void* context, int64_t count, int64_t grain, moe_task task, void* arg);
