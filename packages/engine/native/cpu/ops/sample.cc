@@ -269,13 +269,47 @@ class Row {
     return sum;
   }
 
+  /*
+   * Most candidates are far from where the set ends: sorted into buckets by logit, all buckets but one are wholly in it
+   * or out of it. Copies the candidates of that one to `partitioned` and returns how many; `inside` becomes the weight
+   * of those before them.
+   */
+  int64_t copy_last_bucket(int64_t count, double wanted, double& inside) const {
+    constexpr int kBuckets = 256;
+    constexpr float kLeastRange = 1e-30f; /* what it divides stays finite */
+    const Candidate* const all = scratch_.candidates;
+    float lowest = largest_;
+    for (int64_t i = 0; i < count; i++) lowest = std::min(lowest, all[i].logit);
+    const float range = largest_ - lowest;
+    const float scale = range > kLeastRange ? static_cast<float>(kBuckets) / range : 0;
+    /* Falls with the logit, also as rounded. An infinite range makes one bucket of all that is finite. */
+    const auto bucket_of = [&](const Candidate& c) {
+      const float place = (largest_ - c.logit) * scale;
+      return place < kBuckets - 1 ? static_cast<int>(place) : kBuckets - 1;
+    };
+    double weights[kBuckets] = {};
+    for (int64_t i = 0; i < count; i++) weights[bucket_of(all[i])] += static_cast<double>(all[i].weight);
+    int last = 0;
+    double passed = 0;
+    for (int b = 0; b < kBuckets && passed < wanted; b++) {
+      if (!(weights[b] > 0)) continue;
+      last = b;
+      inside = passed;
+      passed += weights[b];
+    }
+    const auto end = std::copy_if(all, all + count, scratch_.partitioned,
+                                  [&](const Candidate& c) { return bucket_of(c) == last; });
+    return end - scratch_.partitioned;
+  }
+
   /* The smallest set of the most probable candidates that weighs as much as wanted, by rising token. */
   int64_t keep_top_p(int64_t count, double wanted) const {
     Candidate* const all = scratch_.partitioned;
-    std::copy_n(scratch_.candidates, count, all);
-    /* Invariant: [0, low) is in the set and weighs `inside`; what comes from high on is not needed. */
-    int64_t low = 0, high = count;
+    /* Invariant: [0, low) is in the set and weighs `inside` with what comes before the bucket; what comes from high on
+     * is not needed. */
+    int64_t low = 0;
     double inside = 0;
+    int64_t high = copy_last_bucket(count, wanted, inside);
     while (high - low > 1) {
       const int64_t middle = low + (high - low) / 2;
       std::nth_element(all + low, all + middle, all + high, before);
