@@ -1,5 +1,5 @@
 // What the CPU device costs by itself: a step without commands, attention by context, sampling by vocabulary. Build first.
-//   node packages/engine/bench/device.mjs [--threads N] [--dtype bf16|f8e4m3] [--heads 32] [--kv-heads 4] [--head-dim 128]
+//   node packages/engine/bench/device.mjs [--threads N] [--dtype bf16|f8e4m3] [--heads 32] [--kv-heads 4] [--head-dim 128] [--numerics float32]
 import { parseArgs } from 'node:util';
 import { createCpuDevice, layoutStep, measureBandwidth, StepInputs } from '@moe-server/engine';
 
@@ -11,6 +11,7 @@ const { values: options } = parseArgs({
     'kv-heads': { type: 'string', default: '4' },
     'head-dim': { type: 'string', default: '128' },
     layers: { type: 'string', default: '12' },
+    numerics: { type: 'string', default: 'auto' },
   },
 });
 const numThreads = Number(options.threads);
@@ -24,7 +25,7 @@ const maxContext = 4096;
 const maxNumSeqs = 8;
 const maxNumTokens = 512;
 
-const device = createCpuDevice({ numThreads });
+const device = createCpuDevice({ numThreads, numerics: options.numerics });
 const limits = { maxNumTokens, maxNumSeqs, maxLogitRows: 1, maxBlocksPerSeq: maxContext / blockSize, maxAdjustments: 1 };
 const layout = layoutStep(limits);
 const inputs = new StepInputs(layout, device.allocate(layout.byteLength, 'step inputs').buffer);
@@ -40,18 +41,19 @@ async function median(program, repeats) {
   return times[Math.floor(repeats / 2)];
 }
 
-/** `numSeqs` sequences, each with its last `numTokens` positions in the batch. */
+/** `numSeqs` sequences, each with its last `numTokens` positions in the batch; none shares a block, or the cache would be read from nearer. */
 function fill(numSeqs, numTokens, context) {
   inputs.header.set([numSeqs * numTokens, numSeqs, 0]);
   for (let s = 0; s <= numSeqs; s++) inputs.queryStarts[s] = s * numTokens;
   for (let s = 0; s < numSeqs; s++) {
     inputs.contextLengths[s] = context;
     for (let i = 0; i < numTokens; i++) inputs.positions[s * numTokens + i] = context - numTokens + i;
-    for (let b = 0; b < limits.maxBlocksPerSeq; b++) inputs.blockTables[s * limits.maxBlocksPerSeq + b] = (b * 5 + s * 17) % numBlocks;
+    for (let b = 0; b < limits.maxBlocksPerSeq; b++)
+      inputs.blockTables[s * limits.maxBlocksPerSeq + b] = ((s * (numBlocks / maxNumSeqs) + b) * 5) % numBlocks;
   }
 }
 
-const numBlocks = limits.maxBlocksPerSeq;
+const numBlocks = (maxNumSeqs * 2048) / blockSize;
 const elementBytes = dtype === 'bf16' ? 2 : 1;
 const rowBytes = numKvHeads * headDim * elementBytes;
 const rowWidth = (numHeads + 2 * numKvHeads) * headDim;

@@ -87,12 +87,16 @@ static void store_queries(const float* const* queries, int32_t num_rows, int64_t
   });
 }
 
-/* Blocks that meet all rows, and memory that will be needed soon, fetched in step with them. */
+/*
+ * Blocks that meet all rows, and memory that will be needed soon, fetched in step with them: cache blocks end before
+ * hardware has learnt that they go on.
+ */
 struct KeyTile {
   int32_t count;
   const uint8_t* keys[kBlockTile];
   const uint8_t* next_keys[kBlockTile];
   const uint8_t* values[kBlockTile];
+  int64_t fetch_bytes; /* of a block in the cache, over the pairs of columns */
 };
 
 /* scores[r * kSegment + 16 * c + j] = scale * dot(query r, position j of block first + c) for R rows and C blocks. */
@@ -107,8 +111,8 @@ static inline void dot_blocks(const uint8_t* queries, const KeyTile& tile, int32
     for (int c = 0; c < C; c++) {
       k[c] = Products::load(tile.keys[first + c] + p * kStep);
       if constexpr (kFetch) {
-        prefetch_l2(tile.next_keys[first + c] + p * kStep);
-        prefetch_l2(tile.values[first + c] + p * kStep);
+        prefetch_l2(tile.next_keys[first + c] + p * tile.fetch_bytes);
+        prefetch_l2(tile.values[first + c] + p * tile.fetch_bytes);
       }
     }
     for (int r = 0; r < R; r++) {
@@ -253,11 +257,14 @@ template <class Products, class Read>
 static inline void attend_with(const AttendArgs& a, const Read& read) {
   const int64_t head_dim = a.head_dim;
   const int32_t first = a.begin_position / kKvBlock, last = (a.end_position + kKvBlock - 1) / kKvBlock;
+  /* Fetching begins that much memory before it is needed, whatever it holds. */
+  const auto blocks_ahead = static_cast<int32_t>(kBlockTile * 2 / a.element_bytes());
   for (int32_t block = first; block < last; block += kBlockTile) {
     KeyTile tile;
+    tile.fetch_bytes = 2 * kKvBlock * a.element_bytes();
     tile.count = last - block < kBlockTile ? last - block : kBlockTile;
     for (int32_t b = 0; b < tile.count; b++) {
-      const int32_t next = block + kBlockTile + b;
+      const int32_t next = block + blocks_ahead + b;
       tile.next_keys[b] = a.keys + a.blocks[next < a.num_blocks ? next : block + b];
       tile.values[b] = a.values + a.blocks[block + b];
     }

@@ -39,6 +39,9 @@ inline constexpr int32_t kKvBlock = 16;
 /* Cache blocks whose narrow elements are decoded at once (AttendArgs.decoded). */
 inline constexpr int32_t kDecodedBlocks = 4;
 
+/* Blocks behind a segment of which attend() can make use, by fetching them early. */
+inline constexpr int32_t kBlocksAhead = 2 * kDecodedBlocks;
+
 /* One segment of one key/value head against up to kMaxQueryRows query rows. Positions count from the segment's start.
  */
 struct AttendArgs {
@@ -49,8 +52,7 @@ struct AttendArgs {
   KvDType dtype;
   const uint8_t* keys;
   const uint8_t* values;
-  /* Byte offset of each block's head within keys and within values. Those behind the segment will be asked for next:
-   * they may be fetched early. */
+  /* Byte offset of each block's head within keys and within values. Those behind the segment will be asked for next. */
   const int64_t* blocks;
   int32_t num_blocks;
   /* Row r sees positions [begin[r], end[r]); empty = the row is left out. */
@@ -65,6 +67,8 @@ struct AttendArgs {
   float* max;
   float* sum;
   float* output; /* [num_rows, head_dim] */
+
+  int64_t element_bytes() const { return dtype == KvDType::kBf16 ? 2 : 1; }
 };
 
 /*

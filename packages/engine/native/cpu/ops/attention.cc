@@ -45,7 +45,7 @@ struct ThreadScratch {
     queries = scratch.take<uint8_t>(int64_t{kMaxQueryRows} * cache.head_dim * static_cast<int64_t>(sizeof(float)));
     begin = scratch.take<int32_t>(kMaxQueryRows);
     end = scratch.take<int32_t>(kMaxQueryRows);
-    blocks = scratch.take<int64_t>(kSegmentBlocks + kDecodedBlocks);
+    blocks = scratch.take<int64_t>(kSegmentBlocks + kBlocksAhead);
     scores = scratch.take<float>(int64_t{kMaxQueryRows} * kSegment);
     decoded = scratch.take<uint8_t>(cache.dtype == KvDType::kBf16 ? 0 : kDecodedBlocks * kKvBlock * cache.head_dim * 2);
     running = Partial::take(scratch, kMaxQueryRows, cache.head_dim);
@@ -242,7 +242,7 @@ class AttentionRun {
     /* A little further than the segment goes, for the kernel to fetch ahead. */
     const int32_t* table = step_.block_table(tile.seq) + segment * kSegmentBlocks;
     const int64_t last = step_.positions[tile.first_token + tile.num_tokens - 1];
-    const int64_t num_blocks = std::min(kSegmentBlocks + kDecodedBlocks, (last - origin) / kKvBlock + 1);
+    const int64_t num_blocks = std::min(kSegmentBlocks + kBlocksAhead, (last - origin) / kKvBlock + 1);
     for (int64_t b = begin / kKvBlock; b < num_blocks; b++)
       scratch.blocks[b] = cache.block_offset(table[b], tile.kv_head);
     context_.kernels.attend({
