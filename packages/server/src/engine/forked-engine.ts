@@ -1,5 +1,6 @@
 import { fork } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
+import { availableParallelism } from 'node:os';
 import { MoeError } from '@moe-server/core';
 import type { EngineEvent, EngineStats, GenerationRequest } from '@moe-server/engine';
 import type { EngineSettings } from '../composition/compose.js';
@@ -31,6 +32,14 @@ export interface EngineProcessObserver {
   readonly onMessage?: (message: EngineMessage) => void;
   /** The engine died after it was ready. `restartInMs` is undefined when it is given up. */
   readonly onDeath?: (error: MoeError, restartInMs: number | undefined) => void;
+}
+
+/**
+ * Threads of libuv's pool in the engine's process, where weights are read and packed while a model loads: one for each processor and two that wait for
+ * the disk, within bounds. They sleep afterwards.
+ */
+function ioThreads(): number {
+  return Math.min(Math.max(availableParallelism() + 2, 4), 16);
 }
 
 const closeMs = 5000;
@@ -137,7 +146,7 @@ export class ForkedEngine implements EngineClient {
       stdio: ['ignore', process.stderr, process.stderr, 'ipc'],
       execArgv: process.execArgv.filter((arg) => !arg.startsWith('--inspect')),
       // Plugins run there, and they have no use for the keys of the HTTP side.
-      env: { ...process.env, MOE_API_KEY: undefined },
+      env: { UV_THREADPOOL_SIZE: String(ioThreads()), ...process.env, MOE_API_KEY: undefined },
     });
     this.child = child;
     this.failure = undefined;
