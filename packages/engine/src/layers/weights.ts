@@ -3,7 +3,8 @@ import type { BufferRef } from '../device/commands.js';
 
 /**
  * Where layers get their weights from, by module and tensor name. Everything that it returns lives on the device, as long as the
- * model. Reads happen in the order of the calls, so that a model that loads layer by layer reads its files once, front to back.
+ * model. Reads happen in the order of the calls, so that a model that loads layer by layer reads its files once, front to back. Tables
+ * may be read beside anything; of linears and experts one at a time, because their kernels are checked as they are made.
  */
 export interface WeightSource {
   /** [length] f32, from any float type. */

@@ -34,14 +34,17 @@ export class DecoderModel implements Model {
     loadLayer: (layer: number, rope: Rope) => Promise<DecoderLayer>,
   ): Promise<DecoderModel> {
     const { vocabSize, hiddenSize, headDim, rmsNormEps, numLayers } = config;
-    const embedding = await Embedding.load(weights, 'model.embed_tokens', vocabSize, hiddenSize);
+    // First, because it is read whole to be packed, and least is in memory now. Of models that tie it to the embedding, the plan has it
+    // under this name too.
+    const lmHead = await Linear.load(weights, 'lm_head');
+    // Read to where it stays, while threads pack the first layers.
+    const embedding = Embedding.load(weights, 'model.embed_tokens', vocabSize, hiddenSize);
+    embedding.catch(() => undefined);
     const rope = Rope.create(weights, config.rope, headDim, maxPositions);
     const layers: DecoderLayer[] = [];
     for (let layer = 0; layer < numLayers; layer++) layers.push(await loadLayer(layer, rope));
     const norm = await RmsNorm.load(weights, 'model.norm', hiddenSize, rmsNormEps);
-    // Of models that tie it to the embedding, the plan has it under this name too.
-    const lmHead = await Linear.load(weights, 'lm_head');
-    return new DecoderModel(config, embedding, layers, norm, lmHead);
+    return new DecoderModel(config, await embedding, layers, norm, lmHead);
   }
 
   readonly encode = (encoder: StepEncoder, cache: readonly KvCacheLayer[]): BufferRef => {
