@@ -108,7 +108,8 @@ export async function openPackedCache({ directory, checkpoint, plugins, logger }
       } catch (error) {
         if (hasCode(error, 'ENOENT')) return undefined;
         damaged.add(file);
-        logger.warn(
+        // A disk that lost one of them lost many, and every layer would say so.
+        logger[damaged.size === 1 ? 'warn' : 'debug'](
           { file, layer: entry.spec.name, error: messageOf(error) },
           'a file of packed weights cannot be used; they are packed anew',
         );

@@ -153,6 +153,15 @@ describe('openPackedCache', () => {
       expect((await start(model, cache)).counts).to.include({ numRestored: 2 });
     }));
 
+  it('warns once when every file is damaged', () =>
+    withModel(async (model, cache) => {
+      const { directory } = (await start(model, cache)).counts;
+      for (const name of await readdir(directory)) await writeFile(join(directory, name), 'x');
+      const { counts, messages } = await start(model, cache);
+      expect(counts).to.include({ numRestored: 0, numSaved: 2 });
+      expect(messages).to.have.length(1);
+    }));
+
   it('serves without a place to write, warning once', () =>
     withModel(async (model) => {
       const file = join(model, 'file');
