@@ -229,7 +229,7 @@ template <typename Decoder, bool InputScaled, int M>
   for (int i = 0; i < 2 * M; ++i) partial[i] = _mm256_setzero_ps();
   Decoder::template chunk<M>(args, column, unit, x, partial);
   __m256 factors[2];
-  Decoder::scale(args, column, unit, factors);
+  if constexpr (Decoder::kScaled) Decoder::scale(args, column, unit, factors);
 #pragma GCC unroll 12
   for (int i = 0; i < 2 * M; ++i) {
     __m256& sum = acc[i / 2][i % 2];
