@@ -96,7 +96,7 @@ struct KeyTile {
   const uint8_t* keys[kBlockTile];
   const uint8_t* next_keys[kBlockTile];
   const uint8_t* values[kBlockTile];
-  int64_t fetch_bytes; /* of a block in the cache, over the pairs of columns */
+  int64_t fetch_bytes; /* of a pair of columns, or of sixteen pairs of values, in the cache */
 };
 
 /* scores[r * kSegment + 16 * c + j] = scale * dot(query r, position j of block first + c) for R rows and C blocks. */
@@ -164,27 +164,37 @@ static inline void softmax_segment(float* scores, int32_t begin, int32_t end, fl
   *sum_out = reduce_add(sum);
 }
 
-/* Weights of some rows, and values, of positions [begin, end). */
-struct WeightedValues {
-  const uint8_t* weights;       /* of position 0 */
-  const uint8_t* const* values; /* block by block, the first holding position 0 */
+/* Values block by block, the first holding position 0, and as many blocks to fetch meanwhile. */
+struct ValueTile {
+  const uint8_t* const* values;
+  const uint8_t* const* next_keys;
+  int64_t fetch_bytes;
+};
+
+/* Of some rows, the first's position 0 first, for positions [begin, end). */
+struct Weights {
+  const uint8_t* weights;
   int32_t begin, end;
 };
 
 /* output[r][d] += weight * value over positions [begin, end), for R rows and 16 * C columns from `column` on. */
-template <class Products, int R, int C>
-static inline void accumulate_columns(const WeightedValues& x, int64_t column, float* output, int64_t head_dim) {
+template <class Products, int R, int C, bool kFetch>
+static inline void accumulate_columns(const ValueTile& tile, const Weights& x, int64_t column, float* output,
+                                      int64_t head_dim) {
   constexpr int64_t kStep = 2 * kKvBlock * Products::kBytes;
   F sums[R * C];
   for (int r = 0; r < R; r++) {
     for (int c = 0; c < C; c++) sums[r * C + c] = load(output + r * head_dim + column + 16 * c);
   }
   const auto add_pair = [&](int32_t position, const auto& mask) {
-    const int64_t pair_bytes = 2 * head_dim * Products::kBytes;
-    const uint8_t* row =
-        x.values[position / kKvBlock] + position % kKvBlock / 2 * pair_bytes + column * 2 * Products::kBytes;
+    const int32_t block = position / kKvBlock, pair = position % kKvBlock / 2;
+    const uint8_t* row = tile.values[block] + (pair * head_dim + column) * 2 * Products::kBytes;
     typename Products::Pairs v[C];
-    for (int c = 0; c < C; c++) v[c] = mask(Products::load(row + c * kStep));
+    for (int c = 0; c < C; c++) {
+      v[c] = mask(Products::load(row + c * kStep));
+      if constexpr (kFetch)
+        prefetch_l2(tile.next_keys[block] + (column / 2 + c * (kKvBlock / 2) + pair) * tile.fetch_bytes);
+    }
     const uint8_t* weights = x.weights + position / 2 * 2 * Products::kWeightBytes;
     for (int r = 0; r < R; r++) {
       for (int c = 0; c < C; c++)
@@ -204,22 +214,22 @@ static inline void accumulate_columns(const WeightedValues& x, int64_t column, f
   }
 }
 
-template <class Products, int R>
-static inline void accumulate_values(const WeightedValues& x, float* output, int64_t head_dim) {
+template <class Products, int R, bool kFetch>
+static inline void accumulate_values(const ValueTile& tile, const Weights& x, float* output, int64_t head_dim) {
   constexpr int kColumns = kTile / R < 8 ? kTile / R : 8;
   int64_t d = 0;
   for (; d + 16 * kColumns <= head_dim; d += 16 * kColumns)
-    accumulate_columns<Products, R, kColumns>(x, d, output, head_dim);
-  for (; d < head_dim; d += 16) accumulate_columns<Products, R, 1>(x, d, output, head_dim);
+    accumulate_columns<Products, R, kColumns, kFetch>(tile, x, d, output, head_dim);
+  for (; d < head_dim; d += 16) accumulate_columns<Products, R, 1, kFetch>(tile, x, d, output, head_dim);
 }
 
 /*
  * Rows of a block may see different positions: what all see is read once for all, the rest row by row, each row in
  * ascending order. No pair of which a row sees both is split, since that may round differently. Positions count from
- * the segment's start, from which on `values` has the blocks.
+ * the segment's start.
  */
-template <class Products, int R>
-static inline void accumulate_rows(const AttendArgs& a, const uint8_t* const* values, int32_t row, int32_t tile_begin,
+template <class Products, int R, bool kFetch>
+static inline void accumulate_rows(const AttendArgs& a, const ValueTile& tile, int32_t row, int32_t tile_begin,
                                    int32_t tile_end) {
   int32_t first = tile_end, low = tile_begin, high = tile_end, last = tile_begin;
   for (int r = row; r < row + R; r++) {
@@ -232,20 +242,22 @@ static inline void accumulate_rows(const AttendArgs& a, const uint8_t* const* va
   }
   if (first < low) low += low % 2;
   if (high < last) high -= high % 2;
-  const auto some = [&](int r, int32_t from, int32_t to) -> WeightedValues {
-    return {reinterpret_cast<const uint8_t*>(a.scores + r * kSegment), values, from, to};
+  const auto weights = [&](int r, int32_t from, int32_t to) -> Weights {
+    return {reinterpret_cast<const uint8_t*>(a.scores + r * kSegment), from, to};
   };
+  float* output = a.output + int64_t{row} * a.head_dim;
   const auto rest = [&](int r, int32_t from, int32_t to) {
     from = a.begin[r] > from ? a.begin[r] : from;
     to = a.end[r] < to ? a.end[r] : to;
-    if (from < to) accumulate_values<Products, 1>(some(r, from, to), a.output + int64_t{r} * a.head_dim, a.head_dim);
+    if (from < to)
+      accumulate_values<Products, 1, false>(tile, weights(r, from, to), output + (r - row) * a.head_dim, a.head_dim);
   };
   if (low >= high) {
     for (int r = row; r < row + R; r++) rest(r, tile_begin, tile_end);
     return;
   }
   for (int r = row; r < row + R; r++) rest(r, tile_begin, low);
-  accumulate_values<Products, R>(some(row, low, high), a.output + int64_t{row} * a.head_dim, a.head_dim);
+  accumulate_values<Products, R, kFetch>(tile, weights(row, low, high), output, a.head_dim);
   for (int r = row; r < row + R; r++) rest(r, high, tile_end);
 }
 
@@ -257,15 +269,23 @@ template <class Products, class Read>
 static inline void attend_with(const AttendArgs& a, const Read& read) {
   const int64_t head_dim = a.head_dim;
   const int32_t first = a.begin_position / kKvBlock, last = (a.end_position + kKvBlock - 1) / kKvBlock;
-  /* Fetching begins that much memory before it is needed, whatever it holds. */
+  /*
+   * While keys are multiplied, the next ones and the values are fetched, which begins that much memory before it is
+   * needed, whatever it holds. Few rows are done with it sooner than it comes: memory must not rest while values are
+   * multiplied either, so the keys of the segment behind are fetched then. With more rows that only gets in the way.
+   */
   const auto blocks_ahead = static_cast<int32_t>(kBlockTile * 2 / a.element_bytes());
+  const int64_t fetch_bytes = 2 * kKvBlock * a.element_bytes();
+  const bool waits_for_memory = a.num_rows <= 2 * a.element_bytes();
+  const auto next_block = [&](int32_t block, int32_t instead) {
+    return a.keys + a.blocks[block < a.num_blocks ? block : instead];
+  };
   for (int32_t block = first; block < last; block += kBlockTile) {
     KeyTile tile;
-    tile.fetch_bytes = 2 * kKvBlock * a.element_bytes();
     tile.count = last - block < kBlockTile ? last - block : kBlockTile;
+    tile.fetch_bytes = fetch_bytes;
     for (int32_t b = 0; b < tile.count; b++) {
-      const int32_t next = block + blocks_ahead + b;
-      tile.next_keys[b] = a.keys + a.blocks[next < a.num_blocks ? next : block + b];
+      tile.next_keys[b] = next_block(block + blocks_ahead + b, block + b);
       tile.values[b] = a.values + a.blocks[block + b];
     }
     read(a.keys, block, tile.count, tile.keys);
@@ -284,13 +304,21 @@ static inline void attend_with(const AttendArgs& a, const Read& read) {
       softmax_segment<Products>(a.scores + r * kSegment, a.begin[r], a.end[r], a.max + r, a.sum + r);
     for (int64_t d = 0; d < head_dim; d += 16) store(a.output + r * head_dim + d, zero());
   }
-  for (int32_t tile = first; tile < last; tile += kBlockTile) {
-    const int32_t count = last - tile < kBlockTile ? last - tile : kBlockTile;
+  for (int32_t block = first; block < last; block += kBlockTile) {
+    const int32_t count = last - block < kBlockTile ? last - block : kBlockTile;
     const uint8_t* values[kSegment / kKvBlock];
-    read(a.values, tile, count, values + tile);
-    const int32_t begin = tile * kKvBlock, end = (tile + count) * kKvBlock;
-    for_row_blocks(a.num_rows,
-                   [&]<int R>(int32_t r) { accumulate_rows<Products, R>(a, values, r, begin, end); });
+    const uint8_t* next_keys[kSegment / kKvBlock];
+    read(a.values, block, count, values + block);
+    for (int32_t b = block; b < block + count; b++) next_keys[b] = next_block(b + kSegment / kKvBlock, b);
+    const ValueTile tile{values, next_keys, fetch_bytes};
+    const int32_t begin = block * kKvBlock, end = (block + count) * kKvBlock;
+    for_row_blocks(a.num_rows, [&]<int R>(int32_t r) {
+      if (R <= 4 && r == 0 && waits_for_memory) {
+        accumulate_rows<Products, R, true>(a, tile, r, begin, end);
+      } else {
+        accumulate_rows<Products, R, false>(a, tile, r, begin, end);
+      }
+    });
   }
 }
 

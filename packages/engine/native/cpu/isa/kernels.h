@@ -40,7 +40,7 @@ inline constexpr int32_t kKvBlock = 16;
 inline constexpr int32_t kDecodedBlocks = 4;
 
 /* Blocks behind a segment of which attend() can make use, by fetching them early. */
-inline constexpr int32_t kBlocksAhead = 2 * kDecodedBlocks;
+inline constexpr int32_t kBlocksAhead = kSegment / kKvBlock;
 
 /* One segment of one key/value head against up to kMaxQueryRows query rows. Positions count from the segment's start.
  */
