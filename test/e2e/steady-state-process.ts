@@ -15,9 +15,10 @@ export interface PhaseReport {
   readonly numNativeSteps: number;
   /** Memory that the engine's addon and the cpu backend's asked for. */
   readonly numAllocations: number;
-  /** Growth, after a collection each time. */
+  /** Growth of what lives on the heap, after a collection each time. */
   readonly heapBytes: number;
-  readonly residentBytes: number;
+  /** Growth of resident memory beside the pages that V8 keeps for its heap, whose number goes up and down with the garbage. */
+  readonly nativeBytes: number;
 }
 
 /** Steps of one sequence, one after the other. */
@@ -176,7 +177,7 @@ interface Usage {
   readonly numNativeSteps: number;
   readonly numAllocations: number;
   readonly heapBytes: number;
-  readonly residentBytes: number;
+  readonly nativeBytes: number;
 }
 
 async function usage(): Promise<Usage> {
@@ -185,9 +186,9 @@ async function usage(): Promise<Usage> {
     await new Promise((resolve) => setImmediate(resolve));
     globalThis.gc?.();
   }
-  const { heapUsed, rss } = process.memoryUsage();
+  const { heapUsed, heapTotal, rss } = process.memoryUsage();
   const { numSteps } = engine.stats();
-  return { numSteps, numNativeSteps, numAllocations: counter.numAllocations(), heapBytes: heapUsed, residentBytes: rss };
+  return { numSteps, numNativeSteps, numAllocations: counter.numAllocations(), heapBytes: heapUsed, nativeBytes: rss - heapTotal };
 }
 
 function difference(before: Usage, after: Usage): PhaseReport {
@@ -196,7 +197,7 @@ function difference(before: Usage, after: Usage): PhaseReport {
     numNativeSteps: after.numNativeSteps - before.numNativeSteps,
     numAllocations: after.numAllocations - before.numAllocations,
     heapBytes: after.heapBytes - before.heapBytes,
-    residentBytes: after.residentBytes - before.residentBytes,
+    nativeBytes: after.nativeBytes - before.nativeBytes,
   };
 }
 

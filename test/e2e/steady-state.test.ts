@@ -34,9 +34,10 @@ describe('the steady state of 10,000 steps of pocket-dictionary', function () {
     });
 
     it(`keeps the heap and the memory flat with ${title}`, () => {
-      const { heapBytes, residentBytes } = phaseOf(report);
+      const { heapBytes, nativeBytes } = phaseOf(report);
       expect(heapBytes).to.be.below(mib / 4);
-      expect(residentBytes).to.be.below(4 * mib);
+      // V8's own memory varies by up to 7 MiB, as much over 40,000 steps.
+      expect(nativeBytes).to.be.below(12 * mib);
     });
   }
 
