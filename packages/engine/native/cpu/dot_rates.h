@@ -12,7 +12,7 @@ namespace moe {
 /* The loops that these features allow. */
 DotLoops select_dot_loops(const std::vector<std::string>& features);
 
-/* Operations per second of a loop on so many threads at once, the median of several passes. */
+/* Operations per second of a loop on so many threads at once, in the best of several passes. */
 double measure_dot_rate(uint32_t num_threads, DotLoop loop);
 
 }  // namespace moe
