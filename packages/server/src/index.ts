@@ -1,6 +1,7 @@
 // An engine in this process, for benchmarks and examples
 export { createDevice, createEngine, describeThisDevice, loadPlugins, makePlan } from './composition/compose.js';
-export type { ComposedEngine, EngineObserver, EngineSettings, LoadedPlugins } from './composition/compose.js';
+export type { ComposedEngine, EngineObserver, LoadedPlugins } from './composition/compose.js';
+export type { EngineSettings } from './composition/engine-settings.js';
 // An engine in a process of its own
 export { ForkedEngine } from './engine/forked-engine.js';
 export type { EngineProcessObserver, ForkedEngineOptions } from './engine/forked-engine.js';

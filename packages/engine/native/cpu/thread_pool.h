@@ -51,10 +51,7 @@ class ThreadPool {
   /* Wakes the workers, which takes longer than a dispatch, so that they are there when the first one comes. */
   void wake();
 
-  /*
-   * As moe_pool.parallel_for. Intervals are handed out in rising order, each to a thread that begins it at once: an item
-   * may wait for an item before it. Allocates nothing.
-   */
+  /* As moe_pool.parallel_for. Allocates nothing. */
   void run(int64_t count, int64_t grain, moe_task task, void* arg);
 
   /* run() for a callable (int64_t begin, int64_t end, uint32_t thread). */

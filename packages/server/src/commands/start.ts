@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs';
 import { basename, resolve } from 'node:path';
 import { messageOf, MoeError } from '@moe-server/core';
 import pino from 'pino';
-import type { EngineSettings } from '../composition/compose.js';
+import type { EngineSettings } from '../composition/engine-settings.js';
 import { cacheDirectory } from '../config/cache-directory.js';
 import type { ServerConfig } from '../config/server-config.js';
 import type { EngineMessage } from '../engine/engine-protocol.js';

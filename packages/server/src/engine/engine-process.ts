@@ -2,7 +2,8 @@ import { isMoeError, messageOf, MoeError } from '@moe-server/core';
 import type { EngineEvent } from '@moe-server/engine';
 import pino from 'pino';
 import { createEngine } from '../composition/compose.js';
-import type { ComposedEngine, EngineSettings } from '../composition/compose.js';
+import type { ComposedEngine } from '../composition/compose.js';
+import type { EngineSettings } from '../composition/engine-settings.js';
 import type { EngineCommand, EngineMessage } from './engine-protocol.js';
 
 /**

@@ -1,6 +1,6 @@
 import type { Plan, PluginInfo, SerializedMoeError } from '@moe-server/core';
 import type { EngineEvent, EngineStats, GenerationDefaults, GenerationRequest, MetricsDelta } from '@moe-server/engine';
-import type { EngineSettings } from '../composition/compose.js';
+import type { EngineSettings } from '../composition/engine-settings.js';
 
 /** What the HTTP process must know about the loaded model. */
 export interface ModelInfo {

@@ -3,7 +3,7 @@ import type { ChildProcess } from 'node:child_process';
 import { availableParallelism } from 'node:os';
 import { MoeError } from '@moe-server/core';
 import type { EngineEvent, EngineStats, GenerationRequest } from '@moe-server/engine';
-import type { EngineSettings } from '../composition/compose.js';
+import type { EngineSettings } from '../composition/engine-settings.js';
 import { notReady } from '../openai/errors.js';
 import type { EngineClient } from './engine-client.js';
 import { noStats } from './engine-protocol.js';

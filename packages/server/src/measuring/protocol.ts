@@ -1,5 +1,5 @@
 import type { DotType, KvCacheChoice, LayerSpec, MeasuredClass, NumericsPolicy, SerializedMoeError, TimedRule } from '@moe-server/core';
-import type { DeviceOptions, PluginOptions } from '../composition/compose.js';
+import type { DeviceOptions, PluginOptions } from '../composition/engine-settings.js';
 import type { CalibrationEnvironment } from '../calibration/environment.js';
 
 /** What measuring depends on. Plain data: it crosses the process border. */
