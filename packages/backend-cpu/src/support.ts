@@ -137,7 +137,7 @@ const instructionSetRank: Readonly<Record<InstructionSet, number>> = { avx512: 3
  * Evaluation (test/e2e/pocket-dictionary.test.ts): rounding inputs costs 1.1 % of the total likelihood (32,327 nats weight-only, 32,682 with rounded
  * inputs, by the recorded reference); *wider* reproduces the weight-only total to 0.04 % and all 20 continuations.
  *
- * Decode gains nothing from *same*, so the better text goes first; `--numerics.nvfp4 same` buys 1.4 times the prefill.
+ * Decode gains nothing from *same*, so the better text goes first; `--numerics same` buys 1.15 times the prefill (docs/benchmarks/cpu.md).
  */
 const preferred = 'wider';
 
